@@ -1,0 +1,34 @@
+"""The one error of this room."""
+
+from typing import Literal
+
+RefusalCode = Literal[
+    "unknown_seed",
+    "unknown_slot",
+    "unknown_blueprint",
+    "slot_taken",
+    "illegal_transition",
+    "unsupported_operation",
+    "bad_parameter",
+    "gate_failed",
+]
+
+
+class SeedRefused(ValueError):
+    """An operation that can't be done; the model is as it was.
+
+    ``code`` is one word for programs, ``reason`` one sentence for people that names the field, its
+    value and what is allowed.
+    """
+
+    def __init__(self, code: RefusalCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code: RefusalCode = code
+        self.reason = reason
+
+
+class UnknownBlueprint(SeedRefused):
+    """No blueprint of that name is there for the slot; the reason names those that are."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("unknown_blueprint", reason)
