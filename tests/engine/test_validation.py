@@ -1,0 +1,95 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import TensorDataset
+
+from tolaria_bus.tolaria.engine import JobError, Validation, ValidationBatches, validate, view
+
+from .jobs_for_tests import Line
+
+CPU = torch.device("cpu")
+
+
+class Judged(Line):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[tuple[bool, bool]] = []
+
+    def model(self) -> Any:
+        return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 1))
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        self.modes.append((model.training, torch.is_grad_enabled()))
+        torch.rand(1)
+        return super().loss(model, batch)
+
+    def accuracy(self, model: nn.Module, batch: Any) -> float:
+        return float((model(batch[0]) > 0).float().mean())
+
+
+def measure(job: Line, model: nn.Module, batches: ValidationBatches) -> Validation:
+    found = validate(model, view(job), batches, CPU)
+    assert found is not None
+    return found
+
+
+def data(count: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 2, generator=generator)
+    return TensorDataset(x, x.sum(1, keepdim=True))
+
+
+def test_means_are_over_samples_whatever_the_batch_size():
+    job, held_out = Judged(), data(23)
+    model = job.model()
+    whole, parts = (measure(job, model, ValidationBatches(held_out, size)) for size in (23, 5))
+    model.eval()
+    x, y = held_out.tensors
+    with torch.no_grad():
+        output = model(x)
+    assert whole.loss == pytest.approx(F.mse_loss(output, y).item())
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert parts.accuracy == pytest.approx((output > 0).float().mean().item())
+
+
+def test_it_runs_in_eval_mode_without_gradients_and_leaves_no_trace():
+    job = Judged()
+    model = job.model().train()
+    model[1].eval()  # As where a user has frozen the statistics.
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.default_generator.get_state()
+    batches = ValidationBatches(data(9), 4)
+    first = validate(model, view(job), batches, CPU)
+    assert set(job.modes) == {(False, False)}
+    assert [m.training for m in model] == [True, False, True, True]
+    assert model.training
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert torch.equal(torch.default_generator.get_state(), generator)
+    assert validate(model, view(job), batches, CPU) == first
+
+
+def test_a_job_without_accuracy_has_none():
+    job = Line()
+    assert measure(job, job.model(), ValidationBatches(data(8), 4)).accuracy is None
+
+
+def test_it_stops_between_two_batches():
+    job = Judged()
+    asked = iter([False, False, True])
+    stopped = validate(
+        job.model(), view(job), ValidationBatches(data(40), 4), CPU, stop=lambda: next(asked)
+    )
+    assert stopped is None
+    assert len(job.modes) == 2
+
+
+def test_an_error_names_the_users_line_and_restores_the_mode():
+    job = Judged()
+    setattr(job, "accuracy", lambda model, batch: batch[7])  # noqa: B010
+    model = job.model()
+    with pytest.raises(JobError, match=r"validation's accuracy.*test_validation.py:\d+: IndexErr"):
+        validate(model, view(job), ValidationBatches(data(8), 4), CPU)
+    assert model.training

@@ -1,0 +1,1 @@
+"""Tolaria: the trainer. Knows no Redis and no asyncio."""

@@ -1,0 +1,26 @@
+"""Batches as nested tuples, lists and mappings of tensors."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return ``batch`` with ``function`` applied to every tensor in it; the nesting is kept."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        mapped = {key: map_tensors(value, function) for key, value in batch.items()}
+        return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(value, function) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(value, function) for value in batch)
+    return batch
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return ``batch`` with every tensor on ``device``; from page-locked memory without waiting."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))

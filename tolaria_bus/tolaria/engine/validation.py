@@ -1,0 +1,87 @@
+"""Loss and accuracy on the held-out data."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tolaria_bus.tolaria.engine.batch import to_device
+from tolaria_bus.tolaria.engine.data import ValidationBatches
+from tolaria_bus.tolaria.engine.job import Job
+from tolaria_bus.tolaria.engine.job_errors import user_error
+from tolaria_bus.tolaria.engine.seeding import Domain, mix, seeded
+
+
+class Validation(NamedTuple):
+    """Means over the samples; ``accuracy`` is None where the job doesn't say how to measure it."""
+
+    loss: float
+    accuracy: float | None
+
+
+def validate(
+    model: nn.Module,
+    job: Job,
+    batches: ValidationBatches,
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
+) -> Validation | None:
+    """Measure the model on the held-out data, in eval mode and without gradients.
+
+    Each module's own train or eval mode is restored, and so are the global random generators:
+    training after a validation is bitwise training without it. A batch counts by its samples. On
+    an accelerator nothing waits until the end.
+
+    Args:
+        model: On ``device``.
+        job: Whose ``loss`` and ``accuracy``.
+        batches: The held-out data.
+        device: Where the model is.
+        stop: Asked before each batch; once it is true, nothing more is read.
+
+    Returns:
+        None if it was stopped.
+
+    Raises:
+        JobError: the job's code failed.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), seeded(mix(batches.seed, Domain.VALIDATION)):
+            return _measure(model, job, batches, device, stop)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _measure(
+    model: nn.Module,
+    job: Job,
+    batches: ValidationBatches,
+    device: torch.device,
+    stop: Callable[[], bool],
+) -> Validation | None:
+    loss: float | Tensor = 0.0
+    accuracy: float | Tensor = 0.0
+    samples = 0
+    for batch, size in batches.weighted():
+        if stop():
+            return None
+        batch = batch if device.type == "cpu" else to_device(batch, device)
+        part = "loss(model, batch)"
+        try:
+            loss = loss + job.loss(model, batch).detach().double() * size
+            if job.accuracy is not None:
+                part = "accuracy(model, batch)"
+                accuracy = accuracy + _double(job.accuracy(model, batch)) * size
+        except Exception as error:
+            raise user_error(f"job {job.name!r}", f"validation's {part}", error) from error
+        samples += size
+    mean = float(loss) / samples
+    return Validation(mean, None if job.accuracy is None else float(accuracy) / samples)
+
+
+def _double(value: Tensor | float) -> Tensor | float:
+    return value.detach().double() if isinstance(value, Tensor) else float(value)
