@@ -1,0 +1,149 @@
+"""Every setting, one place, typed, checked at start.
+
+A setting comes from, the later winning: its default here, a ``.env`` file in the working
+directory, an environment variable ``TOLARIA_<NAME>``, ``--set name=value``, an option of its own
+(``--redis``). Names that start with ``job.`` are the job's and are handed to it as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingError(ValueError):
+    """A setting is wrong; the message is one line naming it, the value and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """The settings of one process. Immutable once made; see :func:`load`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TOLARIA_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        str_strip_whitespace=True,
+    )
+
+    # The bus
+    redis_url: str | None = Field(
+        None, description="Server to use; none: an embedded one starts in the run's folder."
+    )
+    prefix: str = Field("oona", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Of every key.")
+    signing_keys: SecretStr | None = Field(
+        None, description="id:base64secret[,id:base64secret...]; the first signs, all verify."
+    )
+    allow_unsigned: bool = Field(
+        False, description="Take unsigned commands from a server that isn't on this machine."
+    )
+    compat_envelopes: bool = Field(
+        False, description="Also take signed envelopes that have only fields 1-3."
+    )
+    outbox_capacity: int = Field(
+        65_536, ge=64, le=4_194_304, description="Packets waiting to be sent, LOW and NORMAL."
+    )
+    telemetry_stream_length: int = Field(
+        100_000, ge=100, le=100_000_000, description="Entries kept in a telemetry stream."
+    )
+    lease_seconds: float = Field(
+        30.0, ge=1.0, le=3600.0, description="How long a silent worker keeps its run."
+    )
+
+    # The run
+    run: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="The run's id: 1-64 of A-Z a-z 0-9 . _ -",
+    )
+    run_dir: Path | None = Field(None, description="The run's folder; default RUNS_DIR/RUN.")
+    runs_dir: Path = Field(Path("runs"), description="Where folders of runs are made.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Of data order, weights and dropout.")
+    epochs: int | None = Field(None, ge=1, le=1_000_000, description="Default: the job's.")
+    steps: int | None = Field(None, ge=1, le=2**53, description="Optimizer steps in all.")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+    )
+    threads: int | None = Field(None, ge=1, le=1024, description="torch's; default: torch's own.")
+    deterministic: bool = Field(True, description="Only deterministic algorithms (CUDA).")
+    allow_inexact: bool = Field(
+        False, description="Resume under another torch, device or thread count."
+    )
+
+    # Recovery
+    checkpoint_every_epochs: int = Field(1, ge=1, le=1_000_000)
+    checkpoint_every_steps: int | None = Field(None, ge=1, le=2**53)
+    checkpoint_keep: int = Field(5, ge=1, le=10_000, description="Checkpoints kept on disk.")
+    loss_spike_factor: float = Field(
+        15.0, gt=1.0, le=1e6, description="A loss over so many times its running mean is bad."
+    )
+    rollback_lr_factor: float = Field(
+        0.5, gt=0.0, le=1.0, description="Learning rates after an automatic rollback."
+    )
+    rollback_limit: int = Field(
+        3, ge=1, le=100, description="Automatic rollbacks in a row before the run is halted."
+    )
+
+    # What is published, and when
+    telemetry_seconds: float = Field(0.25, ge=0.0, le=3600.0, description="Between step metrics.")
+    drain_seconds: float = Field(
+        20.0, ge=0.1, le=3600.0, description="A stop finishes the step, saves, flushes within this."
+    )
+
+
+def load(assignments: Iterable[str] = (), **options: Any) -> tuple[Settings, dict[str, str]]:
+    """Settings from the environment, ``.env``, ``name=value`` assignments and options.
+
+    Options that are ``None`` count as not given.
+
+    Returns:
+        The settings, and the job's own options (``job.width=32`` as ``{"width": "32"}``).
+
+    Raises:
+        SettingError: One line naming the setting, the value and what is allowed.
+    """
+    values, job_options = _split(assignments)
+    values.update({name: value for name, value in options.items() if value is not None})
+    try:
+        return Settings(**values), job_options
+    except ValidationError as error:
+        raise SettingError(_one_line(error)) from None
+
+
+def _split(assignments: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    values: dict[str, Any] = {}
+    job_options: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingError(f"setting {assignment!r}: expected name=value")
+        if name.startswith("job."):
+            job_options[name.removeprefix("job.")] = value
+        elif name in Settings.model_fields:
+            values[name] = value
+        else:
+            known = ", ".join(sorted(Settings.model_fields))
+            raise SettingError(f"setting {name!r} is unknown; known are {known}, and job.<option>")
+    return values, job_options
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    shown = "" if name == "signing_keys" else f" = {first['input']!r}"
+    field = Settings.model_fields.get(name)
+    about = f" ({field.description})" if field is not None and field.description else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return f"setting {name}{shown}: {message[0].lower()}{message[1:]}{about}"
+
+
+def describe() -> Mapping[str, tuple[Any, str]]:
+    """Name → (default, description) of every setting, for ``--help`` and the docs."""
+    return {
+        name: (field.default, field.description or "")
+        for name, field in Settings.model_fields.items()
+    }

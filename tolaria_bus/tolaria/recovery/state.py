@@ -1,0 +1,217 @@
+"""Everything of a run that must survive, in one object, and its way out to bytes and back.
+
+A step is a pure function of this state and the batch at ``data.position``; so a state that comes
+back whole, bit for bit, is all that exact recovery needs besides the journal.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tolaria_bus.kasmina.garden import Kasmina
+from tolaria_bus.leyline import RunMode
+from tolaria_bus.leyline.codec import from_json, to_json
+from tolaria_bus.tolaria.engine.data import BatchStream
+from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
+from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
+from tolaria_bus.tolaria.engine.step import LossReading, LossWatch
+
+
+class StateMismatch(ValueError):
+    """A saved state doesn't fit this job: another model, another optimizer. One line says what."""
+
+
+@dataclass
+class TrainingState:
+    """The state of a run, owned by the training thread.
+
+    Attributes:
+        model: With its seeds.
+        optimizer: Owner of the optimizer object and its state.
+        learning_rate: The one authority over learning rates.
+        kasmina: The seeds' structure, stages and parameters.
+        data: The order of the data and the position in it.
+        watch: Running statistics of the loss.
+        mode: Running, paused, halted, conservative, and why.
+        seed: Of the run.
+        step: Optimizer steps done on the live timeline.
+        timeline: Rises by one with each rollback; starts at 1.
+        last_loss: The newest training loss that is known, one step old; NaN before the first.
+        last_loss_step: The step that it is of.
+        epoch_loss_sum: Of the losses known of the epoch that goes on.
+        epoch_loss_count: How many those are.
+    """
+
+    model: nn.Module
+    optimizer: OptimizerManager
+    learning_rate: LearningRateController
+    kasmina: Kasmina
+    data: BatchStream
+    watch: LossWatch
+    seed: int
+    mode: RunMode = field(default_factory=RunMode)
+    step: int = 0
+    timeline: int = 1
+    last_loss: float = float("nan")
+    last_loss_step: int = 0
+    epoch_loss_sum: float = 0.0
+    epoch_loss_count: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs of data that have been passed."""
+        return self.data.position // self.data.steps_per_epoch
+
+    def note(self, reading: LossReading) -> None:
+        """Take a loss into the statistics."""
+        self.last_loss, self.last_loss_step = reading.loss, reading.step
+        self.epoch_loss_sum += reading.loss
+        self.epoch_loss_count += 1
+
+    def end_epoch_loss(self) -> float:
+        """The mean training loss of the epoch that ends here; the next one starts with nothing."""
+        mean = self.epoch_loss_sum / max(self.epoch_loss_count, 1)
+        self.epoch_loss_sum, self.epoch_loss_count = 0.0, 0
+        return mean
+
+
+def capture(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A private copy of the whole state.
+
+    Returns:
+        Tensors on the CPU by name (``model.*``, ``optimizer.*``, ``random.*``), and the rest,
+        JSON-able.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _model_tensors(state.model).items():
+        tensors[f"model.{name}"] = _private(tensor)
+    optimizer_tensors, optimizer_meta = state.optimizer.export()
+    for name, tensor in optimizer_tensors.items():
+        tensors[f"optimizer.{name}"] = _private(tensor)
+    generators, generator_meta = _capture_generators()
+    tensors.update(generators)
+    meta = {
+        "step": state.step,
+        "timeline": state.timeline,
+        "seed": state.seed,
+        "data_position": state.data.position,
+        "optimizer": optimizer_meta,
+        "learning_rate": state.learning_rate.state_dict(),
+        "kasmina": state.kasmina.structure(),
+        "watch": state.watch.state_dict(),
+        # As text: JSON has no NaN.
+        "losses": [
+            repr(state.last_loss),
+            state.last_loss_step,
+            repr(state.epoch_loss_sum),
+            state.epoch_loss_count,
+        ],
+        "mode": to_json(state.mode),
+        "generators": generator_meta,
+    }
+    return tensors, meta
+
+
+def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Make ``state`` what :func:`capture` saw, in place: structure first, then values.
+
+    Raises:
+        StateMismatch: The saved state isn't of this model or optimizer; nothing was changed but
+            the structure of seeds.
+    """
+    state.kasmina.rebuild(meta["kasmina"])
+    present = _model_tensors(state.model)
+    saved = {
+        name.removeprefix("model."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("model.")
+    }
+    _check_fit(present, saved)
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            present[name].copy_(tensor)
+    state.optimizer.load(
+        {
+            name.removeprefix("optimizer."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("optimizer.")
+        },
+        meta["optimizer"],
+    )
+    state.learning_rate.load_state_dict(meta["learning_rate"])
+    state.watch.load_state_dict(meta["watch"])
+    last, last_step, total, count = meta["losses"]
+    state.last_loss, state.last_loss_step = float(last), last_step
+    state.epoch_loss_sum, state.epoch_loss_count = float(total), count
+    state.mode.CopyFrom(from_json(meta["mode"], RunMode))
+    state.step = meta["step"]
+    state.timeline = meta["timeline"]
+    state.data.seek(meta["data_position"], state.timeline)
+    _restore_generators(tensors, meta["generators"])
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    # state_dict() would leave out non-persistent buffers; those influence training as well.
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    named.update(model.named_buffers())
+    return named
+
+
+def _private(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().to("cpu", copy=True)
+    return copy.contiguous()
+
+
+def _check_fit(present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    missing = sorted(present.keys() - saved.keys())
+    foreign = sorted(saved.keys() - present.keys())
+    if missing or foreign:
+        raise StateMismatch(
+            f"the saved state has no {missing[:3]} and has {foreign[:3]} beside this model's"
+            if missing
+            else f"the saved state has {foreign[:3]}, which this model has not"
+        )
+    for name, tensor in saved.items():
+        here = present[name]
+        if here.shape != tensor.shape or here.dtype != tensor.dtype:
+            raise StateMismatch(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} in the saved state, "
+                f"{here.dtype} {tuple(here.shape)} in this model"
+            )
+
+
+def _capture_generators() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    tensors = {
+        "random.torch": torch.get_rng_state().clone(),
+        "random.numpy": torch.from_numpy(np.asarray(keys, dtype=np.uint32).view(np.int32).copy()),
+        "random.python": torch.tensor(words, dtype=torch.int64),
+    }
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    for index in range(torch.cuda.device_count() if in_use else 0):
+        tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
+    meta = {
+        "python": [version, gauss],
+        "numpy": [str(kind), int(position), int(has_gauss), float(cached)],
+    }
+    return tensors, meta
+
+
+def _restore_generators(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    torch.set_rng_state(tensors["random.torch"].clone())
+    version, gauss = meta["python"]
+    random.setstate((version, tuple(tensors["random.python"].tolist()), gauss))
+    kind, position, has_gauss, cached = meta["numpy"]
+    keys = tensors["random.numpy"].numpy().view(np.uint32)
+    np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
+    for name, tensor in tensors.items():
+        if name.startswith("random.cuda.") and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensor.clone(), int(name.rpartition(".")[2]))
