@@ -1,0 +1,373 @@
+"""One command: judge it, then do it.
+
+:func:`prepare` looks at a command and at the run and either refuses, naming the field, its value
+and what is allowed, or returns the effect as a function of no arguments. Nothing has changed
+until that function is called, and a command that was refused has changed nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from google.protobuf.json_format import MessageToDict
+
+from tolaria_bus.kasmina.garden import SeedRefused
+from tolaria_bus.leyline import (
+    AdaptationCommand,
+    CommandType,
+    Decision,
+    EmergencyLevel,
+    SeedOperation,
+    TimelineCut,
+)
+from tolaria_bus.leyline.codec import hyperparameters, short_name
+from tolaria_bus.tolaria.control.mode import held, mode_name
+from tolaria_bus.tolaria.engine.learning_rate import LearningRateRefused
+from tolaria_bus.tolaria.engine.optimizer import OptimizerRefused
+from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
+from tolaria_bus.tolaria.recovery.state import TrainingState
+
+Details = dict[str, Any]
+Effect = Callable[[], Details]
+
+
+class CommandRefused(ValueError):
+    """A command can't be applied. The run is unchanged.
+
+    Attributes:
+        code: One word for programs.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Steerable(Protocol):
+    """What commands act upon: the trainer, as far as they need it."""
+
+    state: TrainingState
+    stopping: str
+
+    def save_checkpoint(self, *, label: str = "", pin: bool = False) -> str:
+        """Make the present state durable, wait for it, return its name.
+
+        Raises:
+            CheckpointFailed: It could not be written.
+        """
+
+    def rollback_target(self, target_step: int | None, target_epoch: int | None) -> str:
+        """The name of the checkpoint that a rollback would go to, or :class:`CommandRefused`."""
+
+    def roll_back(
+        self, checkpoint: str, *, replay_data: bool, lr_factor: float, cause: str, command_id: str
+    ) -> Details:
+        """Go back to a checkpoint on a new timeline."""
+
+    def stop(self, reason: str) -> None:
+        """End the run at this fence."""
+
+    def apply_cut(self, cut: TimelineCut, timeline: int) -> None:
+        """Apply a journaled rollback to the restored checkpoint that it went to."""
+
+    def apply_decision(self, decision: Decision) -> None:
+        """Apply a journaled choice of the trainer's own."""
+
+    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
+        """Broadcast an emergency signal."""
+
+
+def prepare(command: AdaptationCommand, run: Steerable) -> Effect:
+    """Judge a command against the run as it is now.
+
+    Returns:
+        Its effect; calling it applies the command and returns details for the outcome.
+
+    Raises:
+        CommandRefused: It is not legal now.
+    """
+    judge = _JUDGES.get(command.command_type)
+    if judge is None:
+        known = ", ".join(short_name(CommandType, number) for number in sorted(_JUDGES))
+        name = short_name(CommandType, command.command_type)
+        raise CommandRefused("unsupported", f"command_type {name}: this worker knows {known}")
+    expected, required = _PAYLOADS.get(command.command_type, ("", False))
+    given = command.WhichOneof("payload") or ""
+    if given != expected and (given or required):
+        raise CommandRefused(
+            "bad_payload", f"payload is {given or 'missing'}, must be {expected or 'left out'}"
+        )
+    return judge(command, run)
+
+
+def _reason(command: AdaptationCommand) -> str:
+    return command.annotations.get("reason", "")
+
+
+def _pause(command: AdaptationCommand, run: Steerable) -> Effect:
+    def effect() -> Details:
+        mode = run.state.mode
+        already = mode.paused
+        mode.paused, mode.reason, mode.by = True, _reason(command), command.issued_by
+        return {"mode": mode_name(mode), "already": already}
+
+    return effect
+
+
+def _resume(command: AdaptationCommand, run: Steerable) -> Effect:
+    def effect() -> Details:
+        mode = run.state.mode
+        was_held = held(mode)
+        mode.paused = mode.halted = False
+        mode.reason, mode.by = _reason(command), command.issued_by
+        return {"mode": mode_name(mode), "already": not was_held}
+
+    return effect
+
+
+def _stop(command: AdaptationCommand, run: Steerable) -> Effect:
+    def effect() -> Details:
+        run.stop("command")
+        return {}
+
+    del command
+    return effect
+
+
+def _continue(command: AdaptationCommand, run: Steerable) -> Effect:
+    del command, run
+    return dict
+
+
+def _checkpoint(command: AdaptationCommand, run: Steerable) -> Effect:
+    wanted = command.checkpoint
+
+    def effect() -> Details:
+        try:
+            return {"checkpoint": run.save_checkpoint(label=wanted.label, pin=wanted.pin)}
+        except CheckpointFailed as error:
+            raise CommandRefused("checkpoint_failed", str(error)) from error
+
+    return effect
+
+
+def _learning_rate(command: AdaptationCommand, run: Steerable) -> Effect:
+    wanted = command.learning_rate
+    if wanted.HasField("learning_rate") == wanted.HasField("factor"):
+        raise CommandRefused(
+            "bad_payload", "learning_rate: exactly one of learning_rate and factor must be given"
+        )
+    return _rate_effect(
+        run,
+        rate=wanted.learning_rate if wanted.HasField("learning_rate") else None,
+        factor=wanted.factor if wanted.HasField("factor") else None,
+        warmup_steps=wanted.warmup_steps,
+        group=wanted.group or None,
+    )
+
+
+def _rate_effect(
+    run: Steerable,
+    *,
+    rate: float | None,
+    factor: float | None,
+    warmup_steps: int,
+    group: str | None,
+) -> Effect:
+    controller = run.state.learning_rate
+    try:
+        change = controller.plan(rate=rate, factor=factor, warmup_steps=warmup_steps, group=group)
+    except LearningRateRefused as error:
+        raise CommandRefused("out_of_range", str(error)) from error
+
+    def effect() -> Details:
+        before = dict(controller.rates())
+        controller.commit(change, run.state.step)
+        return {"before": before, "after": dict(controller.rates())}
+
+    return effect
+
+
+def _optimizer(command: AdaptationCommand, run: Steerable) -> Effect:
+    wanted = command.optimizer_adjustment
+    values = hyperparameters(wanted.hyperparameters, wanted.values)
+    manager = run.state.optimizer
+    if wanted.optimizer_id and wanted.optimizer_id.lower() != manager.name.lower():
+        raise CommandRefused(
+            "unsupported", f"optimizer_id {wanted.optimizer_id!r}: the run uses {manager.name}"
+        )
+    if not values:
+        raise CommandRefused("bad_payload", "hyperparameters: none given")
+    rate = values.pop("lr", None)
+    change_rate: Effect = dict
+    if rate is not None:
+        change_rate = _rate_effect(
+            run, rate=_number("lr", rate), factor=None, warmup_steps=0, group=None
+        )
+    try:
+        manager.check_hyperparameters(values)
+    except OptimizerRefused as error:
+        raise CommandRefused("out_of_range", str(error)) from error
+
+    def effect() -> Details:
+        details = change_rate()
+        if values:
+            manager.set_hyperparameters(values)
+        return {**details, "hyperparameters": values}
+
+    return effect
+
+
+def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
+    payload: Mapping[str, Any] = MessageToDict(command.rollback_payload)
+    known = {"target_step", "target_epoch", "data", "lr_factor"}
+    if unknown := sorted(payload.keys() - known):
+        raise CommandRefused(
+            "bad_payload", f"rollback_payload has {unknown}, known: {sorted(known)}"
+        )
+    data = payload.get("data", "skip")
+    if data not in {"skip", "replay"}:
+        raise CommandRefused("bad_payload", f"data = {data!r}: must be skip or replay")
+    factor = _number("lr_factor", payload.get("lr_factor", 1.0))
+    if not 0.0 < factor <= 1.0:
+        raise CommandRefused("out_of_range", f"lr_factor = {factor}: must be in (0, 1]")
+    target = run.rollback_target(
+        _whole("target_step", payload.get("target_step")),
+        _whole("target_epoch", payload.get("target_epoch")),
+    )
+    return lambda: run.roll_back(
+        target,
+        replay_data=data == "replay",
+        lr_factor=factor,
+        cause="command",
+        command_id=command.command_id,
+    )
+
+
+def _seed(command: AdaptationCommand, run: Steerable) -> Effect:
+    wanted = command.seed_operation
+    parameters = hyperparameters(wanted.parameters, wanted.values)
+    state = run.state
+    structural = wanted.operation == SeedOperation.SEED_OP_GERMINATE
+    if structural and state.mode.conservative:
+        raise CommandRefused(
+            "conservative",
+            "seed operation GERMINATE: refused in conservative mode (send mode normal)",
+        )
+    try:
+        if wanted.operation == SeedOperation.SEED_OP_GERMINATE:
+            seed_id = command.target_seed_id or command.command_id
+            plan = state.kasmina.plan_germinate(
+                seed_id, wanted.blueprint_id, slot=wanted.slot, parameters=parameters
+            )
+        elif wanted.operation == SeedOperation.SEED_OP_CULL:
+            seed_id = command.target_seed_id
+            state.kasmina.check(seed_id, wanted.operation)
+            plan = None
+        else:
+            state.kasmina.check(command.target_seed_id, wanted.operation)
+            raise CommandRefused("unsupported_operation", "seed operation: not available")
+    except SeedRefused as error:
+        raise CommandRefused(error.code, str(error)) from error
+
+    def germinate() -> Details:
+        assert plan is not None
+        grown = state.kasmina.germinate(plan, seed=state.seed, step=state.step, epoch=state.epoch)
+        state.optimizer.add_parameters(f"seed:{seed_id}", grown.parameters)
+        state.learning_rate.adopt(f"seed:{seed_id}", state.step)
+        return {
+            "seed_id": seed_id,
+            "slot": grown.slot,
+            "blueprint": grown.blueprint_id,
+            "parameters": sum(parameter.numel() for parameter in grown.parameters.values()),
+        }
+
+    def cull() -> Details:
+        state.optimizer.remove_group(f"seed:{seed_id}")
+        state.learning_rate.release(f"seed:{seed_id}")
+        removed = state.kasmina.cull(seed_id)
+        return {"seed_id": seed_id, "parameters_removed": len(removed)}
+
+    return germinate if structural else cull
+
+
+def _emergency(command: AdaptationCommand, run: Steerable) -> Effect:
+    wanted = command.emergency
+    if wanted.level == EmergencyLevel.EMERGENCY_LEVEL_UNSPECIFIED:
+        raise CommandRefused("bad_payload", "level: must be notice, elevated, conservative or halt")
+    scope = wanted.scope or "self"
+    if scope not in {"self", "run", "pattern", "all"}:
+        raise CommandRefused("bad_payload", f"scope = {scope!r}: must be self, run, pattern or all")
+    reason = _reason(command) or f"asked for by {command.issued_by or 'an operator'}"
+
+    def effect() -> Details:
+        # Out first: a reader of the emergency stream must not wait for the disk.
+        run.announce(wanted.level, reason, scope, wanted.runs)
+        mode = run.state.mode
+        details: Details = {"level": short_name(EmergencyLevel, wanted.level)}
+        if wanted.level >= EmergencyLevel.EMERGENCY_LEVEL_CONSERVATIVE:
+            mode.conservative = True
+            mode.reason, mode.by = reason, command.issued_by
+        if wanted.level == EmergencyLevel.EMERGENCY_LEVEL_HALT:
+            mode.halted = True
+            try:
+                details["checkpoint"] = run.save_checkpoint(label="halt")
+            except CheckpointFailed as error:
+                # The run stands still all the same, and the journal has all it needs.
+                details["checkpoint_failed"] = str(error)
+        return {**details, "mode": mode_name(mode)}
+
+    return effect
+
+
+def _mode(command: AdaptationCommand, run: Steerable) -> Effect:
+    def effect() -> Details:
+        mode = run.state.mode
+        mode.conservative = command.mode.conservative
+        mode.reason, mode.by = _reason(command), command.issued_by
+        return {"mode": mode_name(mode)}
+
+    return effect
+
+
+def _number(field: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CommandRefused("out_of_range", f"{field} = {value!r}: must be a finite number")
+    return float(value)
+
+
+def _whole(field: str, value: object) -> int | None:
+    if value is None:
+        return None
+    number = _number(field, value)
+    if number < 0 or number != int(number):
+        raise CommandRefused("out_of_range", f"{field} = {value!r}: must be a whole number from 0")
+    return int(number)
+
+
+_JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
+    CommandType.COMMAND_SEED: _seed,
+    CommandType.COMMAND_ROLLBACK: _rollback,
+    CommandType.COMMAND_OPTIMIZER: _optimizer,
+    CommandType.COMMAND_PAUSE: _pause,
+    CommandType.COMMAND_EMERGENCY: _emergency,
+    CommandType.COMMAND_RESUME: _resume,
+    CommandType.COMMAND_CHECKPOINT: _checkpoint,
+    CommandType.COMMAND_STOP: _stop,
+    CommandType.COMMAND_LEARNING_RATE: _learning_rate,
+    CommandType.COMMAND_CONTINUE: _continue,
+    CommandType.COMMAND_MODE: _mode,
+}
+
+# Name of the payload, and whether the command means nothing without it.
+_PAYLOADS: dict[int, tuple[str, bool]] = {
+    CommandType.COMMAND_SEED: ("seed_operation", True),
+    CommandType.COMMAND_OPTIMIZER: ("optimizer_adjustment", True),
+    CommandType.COMMAND_LEARNING_RATE: ("learning_rate", True),
+    CommandType.COMMAND_EMERGENCY: ("emergency", True),
+    CommandType.COMMAND_MODE: ("mode", True),
+    CommandType.COMMAND_CHECKPOINT: ("checkpoint", False),
+    CommandType.COMMAND_ROLLBACK: ("rollback_payload", False),
+}

@@ -1,0 +1,217 @@
+"""What the trainer publishes of itself: step metrics, events, alerts.
+
+The step pays one clock read and one comparison; a packet is built at most every
+``telemetry_seconds``. Steps that are run again after a recovery are marked ``replayed``, and
+their alerts are not raised a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from tolaria_bus.leyline import (
+    EmergencyLevel,
+    EmergencySignal,
+    MessagePriority,
+    MetricPoint,
+    TelemetryEvent,
+    TelemetryLevel,
+    TelemetryPacket,
+)
+from tolaria_bus.leyline.codec import encode
+
+if TYPE_CHECKING:
+    from tolaria_bus.tolaria.control.mailbox import Outbound
+    from tolaria_bus.tolaria.recovery.state import TrainingState
+
+SOURCE = "tolaria"
+
+
+class Telemetry:
+    """Builds packets with the run's coordinates and hands them out. Training thread only.
+
+    Attributes:
+        replaying: Set by the fence while journaled steps are run again.
+    """
+
+    def __init__(
+        self,
+        outbound: Outbound,
+        run: str,
+        state: TrainingState,
+        *,
+        seconds: float = 0.25,
+        wall_ns: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.replaying = False
+        self._outbound = outbound
+        self._run = run
+        self._state = state
+        self._seconds = seconds
+        self._wall_ns = wall_ns
+        self._monotonic = monotonic
+        self._count = 0
+        self._prefix = f"{wall_ns():x}"
+        self._next = monotonic()
+        self._last_step = state.step
+        self._last_time = monotonic()
+
+    def due(self) -> bool:
+        """Is it time for step metrics? The only part of telemetry that every step pays for."""
+        return self._monotonic() >= self._next
+
+    def step_metrics(self, loss: float, rates: Mapping[str, float]) -> float:
+        """Publish the metrics of the steps since the last call.
+
+        Args:
+            loss: The newest loss that is known, one step old.
+            rates: Learning rate by parameter group.
+
+        Returns:
+            Steps a second since the last call.
+        """
+        now = self._monotonic()
+        steps = self._state.step - self._last_step
+        speed = steps / (now - self._last_time) if now > self._last_time else 0.0
+        self._next = now + self._seconds
+        self._last_step, self._last_time = self._state.step, now
+        packet = self.packet()
+        if self._state.last_loss_step:
+            _add(packet, "tolaria.training.loss", loss, "nats")
+        _add(packet, "tolaria.training.steps_per_second", max(speed, 0.0), "1/s")
+        for group, rate in rates.items():
+            _add(packet, "tolaria.lr_controller.learning_rate", rate, "", {"group": group})
+        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_LOW)
+        return max(speed, 0.0)
+
+    def metrics(
+        self,
+        points: Mapping[str, tuple[float, str]],
+        priority: MessagePriority.ValueType = MessagePriority.MESSAGE_PRIORITY_NORMAL,
+    ) -> None:
+        """Publish ``name -> (value, unit)``."""
+        packet = self.packet()
+        for name, (value, unit) in points.items():
+            _add(packet, name, value, unit)
+        self._outbound.telemetry(packet, priority)
+
+    def event(self, name: str, description: str, **attributes: object) -> None:
+        """Publish something that happened, for the record: INFO, priority NORMAL."""
+        self._event(
+            name,
+            description,
+            TelemetryLevel.TELEMETRY_LEVEL_INFO,
+            MessagePriority.MESSAGE_PRIORITY_NORMAL,
+            attributes,
+        )
+
+    def alert(
+        self, name: str, description: str, *, critical: bool = False, **attributes: object
+    ) -> None:
+        """Publish something that somebody has to know: HIGH, or CRITICAL; to the emergency stream.
+
+        While steps are run again it goes out at priority LOW: it was raised the first time.
+        """
+        level = (
+            TelemetryLevel.TELEMETRY_LEVEL_CRITICAL
+            if critical
+            else TelemetryLevel.TELEMETRY_LEVEL_ERROR
+        )
+        priority = (
+            MessagePriority.MESSAGE_PRIORITY_CRITICAL
+            if critical
+            else MessagePriority.MESSAGE_PRIORITY_HIGH
+        )
+        if self.replaying:
+            priority = MessagePriority.MESSAGE_PRIORITY_LOW
+        self._event(name, description, level, priority, attributes)
+
+    def emergency(
+        self,
+        level: EmergencyLevel.ValueType,
+        reason: str,
+        *,
+        scope: str = "self",
+        runs: str = "",
+        signal_id: str = "",
+    ) -> None:
+        """Broadcast a signal, unless it was broadcast before the recovery that is going on.
+
+        Args:
+            level: How bad it is.
+            reason: For people.
+            scope: Who has to obey: ``self`` (nobody), ``run``, ``pattern``, ``all``.
+            runs: The glob of scope ``pattern``.
+            signal_id: What it is known by; made from the packet count if empty.
+        """
+        if self.replaying:
+            return
+        signal = EmergencySignal(
+            version=1,
+            level=level,
+            reason=reason,
+            origin=f"run/{self._run}",
+            monotonic_time_ms=int(self._monotonic() * 1e3),
+            run_id=self._run,
+        )
+        signal.triggered_at.FromNanoseconds(self._wall_ns())
+        signal.attributes["scope"] = scope
+        signal.attributes["signal_id"] = signal_id or self._next_id()
+        if runs:
+            signal.attributes["runs"] = runs
+        signal.payload_checksum = hashlib.sha256(encode(signal)).digest()
+        self._outbound.emergency(signal)
+
+    def packet(self) -> TelemetryPacket:
+        """An empty packet that says which run, when, and where in it."""
+        packet = TelemetryPacket(
+            packet_id=self._next_id(),
+            source_subsystem=SOURCE,
+            level=TelemetryLevel.TELEMETRY_LEVEL_INFO,
+            training_run_id=self._run,
+            global_step=self._state.step,
+            epoch=self._state.epoch,
+            timeline=self._state.timeline,
+            replayed=self.replaying,
+        )
+        packet.timestamp.FromNanoseconds(self._wall_ns())
+        return packet
+
+    def _next_id(self) -> str:
+        self._count += 1
+        return f"{self._run}.{self._prefix}.{self._count}"
+
+    def _event(
+        self,
+        name: str,
+        description: str,
+        level: TelemetryLevel.ValueType,
+        priority: MessagePriority.ValueType,
+        attributes: Mapping[str, object],
+    ) -> None:
+        packet = self.packet()
+        packet.level = level
+        packet.priority = priority
+        packet.events.append(
+            TelemetryEvent(
+                event_id=name,
+                description=description,
+                level=level,
+                attributes={key: str(value) for key, value in attributes.items()},
+            )
+        )
+        self._outbound.telemetry(packet, priority)
+
+
+def _add(
+    packet: TelemetryPacket,
+    name: str,
+    value: float,
+    unit: str,
+    attributes: Mapping[str, str] | None = None,
+) -> None:
+    packet.metrics.append(MetricPoint(name=name, value=value, unit=unit, attributes=attributes))

@@ -1,0 +1,100 @@
+"""From a job and settings to the state of a run that has not made a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tolaria_bus.kasmina.garden import Kasmina
+from tolaria_bus.settings import SettingError, Settings
+from tolaria_bus.tolaria.engine.data import BatchStream, ValidationBatches
+from tolaria_bus.tolaria.engine.job import Job, build_data, build_model
+from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
+from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
+from tolaria_bus.tolaria.engine.step import LossWatch
+from tolaria_bus.tolaria.recovery.state import TrainingState
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a run is.
+
+    Attributes:
+        steps: Planned optimizer steps; the learning rate's schedule runs over them.
+        epochs: Planned passes over the data, rounded up.
+        positions: Batches after which the run ends, ``None`` where ``--steps`` decides.
+    """
+
+    steps: int
+    epochs: int
+    positions: int | None
+
+    def reached(self, state: TrainingState) -> bool:
+        """Is this the end? After a rollback that skips data, epochs end by data, not by steps."""
+        if self.positions is None:
+            return state.step >= self.steps
+        return state.data.position >= self.positions
+
+
+def plan_length(job: Job, settings: Settings, steps_per_epoch: int) -> Length:
+    """The run's length: ``--steps``, else ``--epochs``, else the job's epochs."""
+    if settings.steps is not None:
+        return Length(settings.steps, -(-settings.steps // steps_per_epoch), None)
+    epochs = settings.epochs or job.epochs
+    return Length(epochs * steps_per_epoch, epochs, epochs * steps_per_epoch)
+
+
+def pick_device(settings: Settings) -> torch.device:
+    """The device to train on, with torch's threads and determinism set up for this process.
+
+    Raises:
+        SettingError: The device isn't there.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    wanted = settings.device
+    if wanted == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise SettingError(
+                f"setting device = {wanted!r}: this machine has {count} CUDA devices"
+            )
+        device = torch.device("cuda", device.index or 0)
+    return device
+
+
+def fresh_state(
+    job: Job, settings: Settings, device: torch.device
+) -> tuple[TrainingState, ValidationBatches]:
+    """The state before the first step, a pure function of the job and the seed; held-out data.
+
+    Raises:
+        JobError: The job's own code failed, or its data doesn't fit.
+    """
+    model = build_model(job, settings.seed).to(device).train()
+    found = build_data(job, settings.seed)
+    data = BatchStream(
+        found.train, job.batch_size, settings.seed, timeline=1, pin_memory=device.type == "cuda"
+    )
+    length = plan_length(job, settings, data.steps_per_epoch)
+    optimizer = OptimizerManager(job.optimizer, model)
+    state = TrainingState(
+        model=model,
+        optimizer=optimizer,
+        learning_rate=LearningRateController(
+            optimizer,
+            job.schedule,
+            total_steps=length.steps,
+            steps_per_epoch=data.steps_per_epoch,
+        ),
+        kasmina=Kasmina(model),
+        data=data,
+        watch=LossWatch(device, factor=settings.loss_spike_factor),
+        seed=settings.seed,
+    )
+    return state, ValidationBatches(found.validation, job.batch_size, settings.seed)

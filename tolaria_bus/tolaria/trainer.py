@@ -1,0 +1,438 @@
+"""The trainer: the loop, its two fences, and what a command may do to it.
+
+Knows no Redis and no asyncio. It meets the outside through a mailbox (in) and an outbound (out)
+and runs on one thread, its own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from tolaria_bus.leyline import (
+    Decision,
+    EmergencyLevel,
+    JournalRecord,
+    RunStarted,
+    RunStopped,
+    TimelineCut,
+)
+from tolaria_bus.settings import Settings
+from tolaria_bus.tolaria.control.boundary import Boundary
+from tolaria_bus.tolaria.control.commands import CommandRefused, Details
+from tolaria_bus.tolaria.control.fence import Fence
+from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
+from tolaria_bus.tolaria.control.mode import mode_name
+from tolaria_bus.tolaria.control.telemetry import Telemetry
+from tolaria_bus.tolaria.engine.job import Job
+from tolaria_bus.tolaria.engine.learning_rate import Correction
+from tolaria_bus.tolaria.engine.step import LossReading, TrainStep, Verdict
+from tolaria_bus.tolaria.engine.validation import Validation, validate
+from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
+from tolaria_bus.tolaria.recovery.environment import differences, environment
+from tolaria_bus.tolaria.recovery.rollback import NoTarget, Rollback, describe
+from tolaria_bus.tolaria.recovery.run_folder import RunFolder
+from tolaria_bus.tolaria.recovery.saving import Saving
+from tolaria_bus.tolaria.recovery.state import restore
+from tolaria_bus.tolaria.recovery.weights import weights_sha256
+from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length
+from tolaria_bus.tolaria.summary import Progress, RunSummary
+
+
+class InexactResume(RuntimeError):
+    """The run can't go on bit for bit here, and ``allow_inexact`` is not set. One line says why."""
+
+
+class Trainer:
+    """Trains one run from where its folder says it is to its end.
+
+    Args:
+        job: What to train.
+        settings: How.
+        run: The run's id.
+        folder: Where it lives on disk; opened by the caller, who also closes it.
+        mailbox: What comes in.
+        outbound: What goes out.
+
+    Attributes:
+        state: Everything that must survive.
+        stopping: The loop ends at the present fence.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        settings: Settings,
+        run: str,
+        folder: RunFolder,
+        mailbox: Mailbox,
+        outbound: Outbound,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.run_id = run
+        self.stopping = ""
+        self._job = job
+        self._settings = settings
+        self._folder = folder
+        self._mailbox = mailbox
+        self._device = pick_device(settings)
+        self.state, self._held_out = fresh_state(job, settings, self._device)
+        self._length = plan_length(job, settings, self.state.data.steps_per_epoch)
+        self._telemetry = Telemetry(
+            outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
+        )
+        self._step = TrainStep(
+            self.state.model, job.loss, self.state.optimizer, self._device, self.state.seed
+        )
+        self._rollback = Rollback(self.state, folder)
+        self._saving = Saving(
+            self.state,
+            folder,
+            job=job.name,
+            on_saved=lambda name: self._telemetry.event("checkpoint", f"{name} is durable"),
+            on_failed=lambda name, why: self._telemetry.alert(
+                "checkpoint_failed", why, checkpoint=name
+            ),
+        )
+        self._boundary = Boundary(
+            run,
+            job.name,
+            self.state,
+            self._device,
+            outbound=outbound,
+            telemetry=self._telemetry,
+            validate=self._validate,
+            adapt=lambda epoch: self._fence.open(epoch_ended=epoch),
+            checkpoint=self._save_at_epoch,
+            wall_ns=wall_ns,
+        )
+        self._resumed_from = ""
+        self._exact = True
+        self._fence = self._recover(mailbox, outbound, wall_ns)
+        self._first_step = self.state.step
+        self._speed = 0.0
+        self._rate = next(iter(self.state.learning_rate.rates().values()), 0.0)
+
+    def run(self) -> RunSummary:
+        """Train to the end, to a stop, or to a failure.
+
+        Raises:
+            Exception: Whatever the job's own code raised; an alert has been published.
+        """
+        started = time.monotonic()
+        state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
+        per_epoch = state.data.steps_per_epoch
+        try:
+            fence.finish_contained()
+            while True:
+                if mailbox.waiting or state.step >= fence.next_step:
+                    fence.open()
+                if self._at_end():
+                    break
+                if corrections := state.learning_rate.apply(state.step):
+                    self._report_tampering(corrections)
+                position = state.data.position
+                loss = self._step(state.data.next(), position, state.timeline)
+                state.step += 1
+                reading = watch.push(state.step, loss)
+                if reading is not None:
+                    state.note(reading)
+                    if reading.verdict is not Verdict.OK:
+                        self._recover_from(reading)
+                if self._telemetry.due():
+                    self._report()
+                if state.data.position % per_epoch == 0:
+                    self._end_epoch(state.epoch)
+                elif self._saving_due():
+                    self._save()
+            return self._finish(started)
+        except Exception as error:
+            self._telemetry.alert(
+                "training_failed",
+                f"{type(error).__name__}: {error}",
+                critical=True,
+                step=state.step,
+            )
+            raise
+        finally:
+            self._saving.close(self._settings.drain_seconds)
+
+    # What commands may do (Steerable)
+
+    def save_checkpoint(self, *, label: str = "", pin: bool = False) -> str:
+        """Make the present state durable; the last good one if the present one isn't healthy."""
+        if self._settle() is not None:
+            self._saving.wait()
+            return self._rollback.target()
+        return self._saving.now(self._fence.contained, label=label, pin=pin)
+
+    def rollback_target(self, target_step: int | None, target_epoch: int | None) -> str:
+        """The checkpoint that a rollback goes to.
+
+        Raises:
+            CommandRefused: ``no_checkpoint``.
+        """
+        self._saving.wait()
+        try:
+            return self._rollback.target(target_step, target_epoch)
+        except NoTarget as error:
+            raise CommandRefused("no_checkpoint", str(error)) from error
+
+    def roll_back(
+        self, checkpoint: str, *, replay_data: bool, lr_factor: float, cause: str, command_id: str
+    ) -> Details:
+        """Go back to a checkpoint on a new timeline and say which commands that undid."""
+        self._saving.wait()
+        cut = self._rollback.go(
+            checkpoint,
+            replay_data=replay_data,
+            lr_factor=lr_factor,
+            cause=cause,
+            command_id=command_id,
+        )
+        self._fence.tell_undone(cut)
+        details = describe(cut, self.state.timeline)
+        self._telemetry.event("rollback", f"back to step {cut.target_step}", **details)
+        return details
+
+    def apply_cut(self, cut: TimelineCut, timeline: int) -> None:
+        """Apply a journaled rollback to the restored checkpoint."""
+        self._rollback.apply(cut, timeline)
+
+    def apply_decision(self, decision: Decision) -> None:
+        """Apply a choice of the trainer's own: so far only ``halt``."""
+        if decision.kind == "halt":
+            mode = self.state.mode
+            mode.halted = mode.conservative = True
+            mode.reason, mode.by = decision.reason, "tolaria"
+
+    def stop(self, reason: str) -> None:
+        """End the run at this fence."""
+        self.stopping = self.stopping or reason
+
+    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
+        """Broadcast an emergency signal."""
+        self._telemetry.emergency(level, reason, scope=scope, runs=runs)
+
+    # Start and end
+
+    def _recover(self, mailbox: Mailbox, outbound: Outbound, wall_ns: Callable[[], int]) -> Fence:
+        folder, state = self._folder, self.state
+        now = environment(self._device)
+        before = folder.ledger.environment
+        changed = differences(before, now) if before else ""
+        if changed and not self._settings.allow_inexact:
+            raise InexactResume(
+                f"run {self.run_id} can't go on bit for bit here: {changed} "
+                "(--set allow_inexact=true to go on all the same)"
+            )
+        found = folder.checkpoints.newest(folder.live.is_live)
+        sequence = 0
+        if found is not None:
+            restore(state, found.tensors, found.meta)
+            self._resumed_from, sequence = found.name, found.meta["sequence"]
+        replay = folder.live_after(sequence)
+        self._exact = not changed
+        folder.write(
+            JournalRecord(
+                timeline=state.timeline,
+                step=state.step,
+                epoch=state.epoch,
+                started=RunStarted(
+                    run_id=self.run_id,
+                    job=self._job.name,
+                    seed=state.seed,
+                    lease_token=folder.ledger.starts + 1,
+                    resumed_from=self._resumed_from,
+                    environment=now,
+                ),
+            )
+        )
+        if changed:
+            self._telemetry.alert("inexact", f"resumed under another environment: {changed}")
+        fence = Fence(
+            self,
+            self.run_id,
+            folder=folder,
+            mailbox=mailbox,
+            outbound=outbound,
+            telemetry=self._telemetry,
+            replay=replay,
+            restored=sequence,
+            wall_ns=wall_ns,
+        )
+        self._telemetry.event(
+            "resumed" if self._resumed_from else "started",
+            f"at step {state.step} of {self._length.steps}",
+            checkpoint=self._resumed_from,
+            records_to_replay=len(replay),
+        )
+        if found is None:
+            # A rollback always has somewhere to go.
+            self._saving.now(0, label="start")
+        return fence
+
+    def _at_end(self) -> bool:
+        if self._mailbox.stop_reason:
+            self.stop(self._mailbox.stop_reason)
+        elif self._length.reached(self.state):
+            if (bad := self._settle()) is not None:
+                self._recover_from(bad)
+                return self._at_end()
+            self.stop("finished")
+        return bool(self.stopping)
+
+    def _settle(self) -> LossReading | None:
+        """Wait for the newest loss; its reading if it is bad."""
+        reading = self.state.watch.flush()
+        if reading is None:
+            return None
+        self.state.note(reading)
+        return None if reading.verdict is Verdict.OK else reading
+
+    def _finish(self, started: float) -> RunSummary:
+        state = self.state
+        seconds = time.monotonic() - started
+        if self.stopping == "finished" and math.isnan(self._boundary.validation_loss):
+            self._boundary.validate()  # Restarted at the very end, or --steps ended an epoch early.
+        name = self._save_at_end()
+        self._telemetry.event("stopped", f"at step {state.step}: {self.stopping}")
+        self._folder.write(
+            JournalRecord(
+                timeline=state.timeline,
+                step=state.step,
+                epoch=state.epoch,
+                stopped=RunStopped(stopped_by=self.stopping),
+            )
+        )
+        self._report()
+        done = state.step - self._first_step
+        return RunSummary(
+            run=self.run_id,
+            job=self._job.name,
+            steps=state.step,
+            epochs=state.epoch,
+            loss=self._boundary.validation_loss,
+            accuracy=self._boundary.validation_accuracy,
+            training_loss=state.last_loss,
+            weights_sha256=weights_sha256(state.model),
+            stopped_by=self.stopping,
+            commands_applied=self._fence.applied,
+            resumed_from=self._resumed_from,
+            timeline=state.timeline,
+            mode=mode_name(state.mode),
+            exact=self._exact,
+            checkpoint=name,
+            folder=str(self._folder.path),
+            seconds=seconds,
+            steps_per_second=done / seconds if seconds > 0 else 0.0,
+        )
+
+    def _save_at_end(self) -> str:
+        try:
+            return self.save_checkpoint(label="end")
+        except CheckpointFailed as error:
+            # The alert is out; the next start goes on from the one before, by the journal.
+            self._telemetry.event("checkpoint_failed", str(error))
+            return self._rollback.target()
+
+    # Between steps
+
+    def _end_epoch(self, epoch: int) -> None:
+        if (bad := self._settle()) is not None:
+            self._recover_from(bad)
+        else:
+            self._boundary.cross(epoch, self.state.end_epoch_loss())
+
+    def _validate(self) -> Validation | None:
+        return validate(
+            self.state.model,
+            self._job,
+            self._held_out,
+            self._device,
+            stop=lambda: bool(self._mailbox.stop_reason),
+        )
+
+    def _save_at_epoch(self) -> None:
+        every = self._settings.checkpoint_every_epochs
+        if self.state.epoch % every == 0 and not self.stopping:
+            self._save()
+
+    def _saving_due(self) -> bool:
+        every = self._settings.checkpoint_every_steps
+        return every is not None and self.state.step % every == 0
+
+    def _save(self) -> None:
+        if (bad := self._settle()) is not None:
+            self._recover_from(bad)
+        else:
+            self._saving.later(self._fence.contained)
+
+    def _recover_from(self, bad: LossReading) -> None:
+        """A step went wrong: go back to the last good checkpoint, or halt if that didn't help."""
+        cause = bad.verdict.value
+        self._saving.wait()
+        target = self._rollback.target()
+        again = self._rollback.automatic_count(target, cause) + 1
+        self._telemetry.alert(
+            "loss_" + cause,
+            f"loss {bad.loss:.6g} at step {bad.step}: going back to {target}",
+            critical=True,
+            loss=bad.loss,
+            running_mean=bad.mean,
+            attempt=again,
+        )
+        self.roll_back(
+            target,
+            replay_data=False,
+            lr_factor=self._settings.rollback_lr_factor**again,
+            cause=cause,
+            command_id="",
+        )
+        if again >= self._settings.rollback_limit:
+            self._halt(f"{cause}: {again} rollbacks to {target} didn't help")
+
+    def _halt(self, reason: str) -> None:
+        state = self.state
+        decision = Decision(kind="halt", reason=reason)
+        self._folder.write(
+            JournalRecord(
+                timeline=state.timeline, step=state.step, epoch=state.epoch, decision=decision
+            )
+        )
+        self.apply_decision(decision)
+        self._telemetry.emergency(EmergencyLevel.EMERGENCY_LEVEL_HALT, reason)
+        self._fence.next_step = 0
+
+    def _report_tampering(self, corrections: tuple[Correction, ...]) -> None:
+        # No weight has seen the foreign rate, so this is a note and not a decision to replay.
+        for found in corrections:
+            self._telemetry.alert(
+                "learning_rate_corrected",
+                f"group {found.group} had {found.found:g}, set back to {found.expected:g}",
+                group=found.group,
+            )
+
+    def _report(self) -> None:
+        rates = self.state.learning_rate.rates()
+        self._rate = next(iter(rates.values()), 0.0)
+        self._speed = self._telemetry.step_metrics(self.state.last_loss, rates)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is. For any thread: reads plain values, each by itself up to date."""
+        state = self.state
+        return Progress(
+            step=state.step,
+            total_steps=self._length.steps,
+            epoch=state.epoch,
+            epochs=self._length.epochs,
+            loss=state.last_loss,
+            accuracy=self._boundary.validation_accuracy,
+            lr=self._rate,
+            mode=mode_name(state.mode),
+            timeline=state.timeline,
+            steps_per_second=self._speed,
+        )
