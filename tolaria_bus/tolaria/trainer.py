@@ -10,30 +10,20 @@ import math
 import time
 from collections.abc import Callable
 
-from tolaria_bus.leyline import (
-    Decision,
-    EmergencyLevel,
-    JournalRecord,
-    RunStarted,
-    RunStopped,
-    TimelineCut,
-)
+from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.boundary import Boundary
-from tolaria_bus.tolaria.control.commands import CommandRefused, Details
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import mode_name
+from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.learning_rate import Correction
-from tolaria_bus.tolaria.engine.step import LossReading, TrainStep, Verdict
+from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
 from tolaria_bus.tolaria.engine.validation import Validation, validate
-from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
 from tolaria_bus.tolaria.recovery.environment import differences, environment
-from tolaria_bus.tolaria.recovery.rollback import NoTarget, Rollback, describe
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
-from tolaria_bus.tolaria.recovery.saving import Saving
 from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
 from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length
@@ -57,7 +47,6 @@ class Trainer:
 
     Attributes:
         state: Everything that must survive.
-        stopping: The loop ends at the present fence.
     """
 
     def __init__(
@@ -72,7 +61,6 @@ class Trainer:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.run_id = run
-        self.stopping = ""
         self._job = job
         self._settings = settings
         self._folder = folder
@@ -86,16 +74,7 @@ class Trainer:
         self._step = TrainStep(
             self.state.model, job.loss, self.state.optimizer, self._device, self.state.seed
         )
-        self._rollback = Rollback(self.state, folder)
-        self._saving = Saving(
-            self.state,
-            folder,
-            job=job.name,
-            on_saved=lambda name: self._telemetry.event("checkpoint", f"{name} is durable"),
-            on_failed=lambda name, why: self._telemetry.alert(
-                "checkpoint_failed", why, checkpoint=name
-            ),
-        )
+        self._steering = Steering(self.state, folder, settings, self._telemetry, job=job.name)
         self._boundary = Boundary(
             run,
             job.name,
@@ -140,13 +119,13 @@ class Trainer:
                 if reading is not None:
                     state.note(reading)
                     if reading.verdict is not Verdict.OK:
-                        self._recover_from(reading)
+                        self._steering.recover_from(reading)
                 if self._telemetry.due():
                     self._report()
                 if state.data.position % per_epoch == 0:
                     self._end_epoch(state.epoch)
                 elif self._saving_due():
-                    self._save()
+                    self._steering.save_later()
             return self._finish(started)
         except Exception as error:
             self._telemetry.alert(
@@ -157,64 +136,7 @@ class Trainer:
             )
             raise
         finally:
-            self._saving.close(self._settings.drain_seconds)
-
-    # What commands may do (Steerable)
-
-    def save_checkpoint(self, *, label: str = "", pin: bool = False) -> str:
-        """Make the present state durable; the last good one if the present one isn't healthy."""
-        if self._settle() is not None:
-            self._saving.wait()
-            return self._rollback.target()
-        return self._saving.now(self._fence.contained, label=label, pin=pin)
-
-    def rollback_target(self, target_step: int | None, target_epoch: int | None) -> str:
-        """The checkpoint that a rollback goes to.
-
-        Raises:
-            CommandRefused: ``no_checkpoint``.
-        """
-        self._saving.wait()
-        try:
-            return self._rollback.target(target_step, target_epoch)
-        except NoTarget as error:
-            raise CommandRefused("no_checkpoint", str(error)) from error
-
-    def roll_back(
-        self, checkpoint: str, *, replay_data: bool, lr_factor: float, cause: str, command_id: str
-    ) -> Details:
-        """Go back to a checkpoint on a new timeline and say which commands that undid."""
-        self._saving.wait()
-        cut = self._rollback.go(
-            checkpoint,
-            replay_data=replay_data,
-            lr_factor=lr_factor,
-            cause=cause,
-            command_id=command_id,
-        )
-        self._fence.tell_undone(cut)
-        details = describe(cut, self.state.timeline)
-        self._telemetry.event("rollback", f"back to step {cut.target_step}", **details)
-        return details
-
-    def apply_cut(self, cut: TimelineCut, timeline: int) -> None:
-        """Apply a journaled rollback to the restored checkpoint."""
-        self._rollback.apply(cut, timeline)
-
-    def apply_decision(self, decision: Decision) -> None:
-        """Apply a choice of the trainer's own: so far only ``halt``."""
-        if decision.kind == "halt":
-            mode = self.state.mode
-            mode.halted = mode.conservative = True
-            mode.reason, mode.by = decision.reason, "tolaria"
-
-    def stop(self, reason: str) -> None:
-        """End the run at this fence."""
-        self.stopping = self.stopping or reason
-
-    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
-        """Broadcast an emergency signal."""
-        self._telemetry.emergency(level, reason, scope=scope, runs=runs)
+            self._steering.close(self._settings.drain_seconds)
 
     # Start and end
 
@@ -253,7 +175,7 @@ class Trainer:
         if changed:
             self._telemetry.alert("inexact", f"resumed under another environment: {changed}")
         fence = Fence(
-            self,
+            self._steering,
             self.run_id,
             folder=folder,
             mailbox=mailbox,
@@ -269,42 +191,35 @@ class Trainer:
             checkpoint=self._resumed_from,
             records_to_replay=len(replay),
         )
+        self._steering.fence = fence
         if found is None:
             # A rollback always has somewhere to go.
-            self._saving.now(0, label="start")
+            self._steering.save_checkpoint(label="start")
         return fence
 
     def _at_end(self) -> bool:
+        steering = self._steering
         if self._mailbox.stop_reason:
-            self.stop(self._mailbox.stop_reason)
+            steering.stop(self._mailbox.stop_reason)
         elif self._length.reached(self.state):
-            if (bad := self._settle()) is not None:
-                self._recover_from(bad)
+            if not steering.check_health():
                 return self._at_end()
-            self.stop("finished")
-        return bool(self.stopping)
-
-    def _settle(self) -> LossReading | None:
-        """Wait for the newest loss; its reading if it is bad."""
-        reading = self.state.watch.flush()
-        if reading is None:
-            return None
-        self.state.note(reading)
-        return None if reading.verdict is Verdict.OK else reading
+            steering.stop("finished")
+        return bool(steering.stopping)
 
     def _finish(self, started: float) -> RunSummary:
         state = self.state
         seconds = time.monotonic() - started
-        if self.stopping == "finished" and math.isnan(self._boundary.validation_loss):
+        if self._steering.stopping == "finished" and math.isnan(self._boundary.validation_loss):
             self._boundary.validate()  # Restarted at the very end, or --steps ended an epoch early.
-        name = self._save_at_end()
-        self._telemetry.event("stopped", f"at step {state.step}: {self.stopping}")
+        name = self._steering.save_at_end()
+        self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
         self._folder.write(
             JournalRecord(
                 timeline=state.timeline,
                 step=state.step,
                 epoch=state.epoch,
-                stopped=RunStopped(stopped_by=self.stopping),
+                stopped=RunStopped(stopped_by=self._steering.stopping),
             )
         )
         self._report()
@@ -318,7 +233,7 @@ class Trainer:
             accuracy=self._boundary.validation_accuracy,
             training_loss=state.last_loss,
             weights_sha256=weights_sha256(state.model),
-            stopped_by=self.stopping,
+            stopped_by=self._steering.stopping,
             commands_applied=self._fence.applied,
             resumed_from=self._resumed_from,
             timeline=state.timeline,
@@ -330,20 +245,10 @@ class Trainer:
             steps_per_second=done / seconds if seconds > 0 else 0.0,
         )
 
-    def _save_at_end(self) -> str:
-        try:
-            return self.save_checkpoint(label="end")
-        except CheckpointFailed as error:
-            # The alert is out; the next start goes on from the one before, by the journal.
-            self._telemetry.event("checkpoint_failed", str(error))
-            return self._rollback.target()
-
     # Between steps
 
     def _end_epoch(self, epoch: int) -> None:
-        if (bad := self._settle()) is not None:
-            self._recover_from(bad)
-        else:
+        if self._steering.check_health():
             self._boundary.cross(epoch, self.state.end_epoch_loss())
 
     def _validate(self) -> Validation | None:
@@ -357,54 +262,12 @@ class Trainer:
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs
-        if self.state.epoch % every == 0 and not self.stopping:
-            self._save()
+        if self.state.epoch % every == 0 and not self._steering.stopping:
+            self._steering.save_later()
 
     def _saving_due(self) -> bool:
         every = self._settings.checkpoint_every_steps
         return every is not None and self.state.step % every == 0
-
-    def _save(self) -> None:
-        if (bad := self._settle()) is not None:
-            self._recover_from(bad)
-        else:
-            self._saving.later(self._fence.contained)
-
-    def _recover_from(self, bad: LossReading) -> None:
-        """A step went wrong: go back to the last good checkpoint, or halt if that didn't help."""
-        cause = bad.verdict.value
-        self._saving.wait()
-        target = self._rollback.target()
-        again = self._rollback.automatic_count(target, cause) + 1
-        self._telemetry.alert(
-            "loss_" + cause,
-            f"loss {bad.loss:.6g} at step {bad.step}: going back to {target}",
-            critical=True,
-            loss=bad.loss,
-            running_mean=bad.mean,
-            attempt=again,
-        )
-        self.roll_back(
-            target,
-            replay_data=False,
-            lr_factor=self._settings.rollback_lr_factor**again,
-            cause=cause,
-            command_id="",
-        )
-        if again >= self._settings.rollback_limit:
-            self._halt(f"{cause}: {again} rollbacks to {target} didn't help")
-
-    def _halt(self, reason: str) -> None:
-        state = self.state
-        decision = Decision(kind="halt", reason=reason)
-        self._folder.write(
-            JournalRecord(
-                timeline=state.timeline, step=state.step, epoch=state.epoch, decision=decision
-            )
-        )
-        self.apply_decision(decision)
-        self._telemetry.emergency(EmergencyLevel.EMERGENCY_LEVEL_HALT, reason)
-        self._fence.next_step = 0
 
     def _report_tampering(self, corrections: tuple[Correction, ...]) -> None:
         # No weight has seen the foreign rate, so this is a note and not a decision to replay.
