@@ -1,0 +1,264 @@
+"""The outbox takes packets from any thread, sheds by priority, and loses nothing that matters."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tolaria_bus.leyline import (
+    CommandOutcome,
+    MessagePriority,
+    MetricPoint,
+    Settlement,
+    TelemetryEvent,
+    TelemetryLevel,
+    TelemetryPacket,
+)
+from tolaria_bus.leyline.codec import CodecError, decode
+from tolaria_bus.oona.lanes import Packet
+from tolaria_bus.oona.outbox import Outbox
+from tolaria_bus.oona.spool import Spool
+from tolaria_bus.oona.streams import Streams
+
+LOW = MessagePriority.MESSAGE_PRIORITY_LOW
+NORMAL = MessagePriority.MESSAGE_PRIORITY_NORMAL
+HIGH = MessagePriority.MESSAGE_PRIORITY_HIGH
+CRITICAL = MessagePriority.MESSAGE_PRIORITY_CRITICAL
+STREAMS = Streams()
+TELEMETRY = STREAMS.telemetry("r")
+OUTCOMES = STREAMS.outcomes("r")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    with Spool(tmp_path / "spool") as spool:
+        yield spool
+
+
+def outbox(capacity: int = 100, spool: Spool | None = None) -> Outbox:
+    return Outbox(capacity, spool, STREAMS, "r")
+
+
+def metric(value: float = 1.0) -> TelemetryPacket:
+    return TelemetryPacket(metrics=[MetricPoint(name="m", value=value)])
+
+
+def alert(name: str, step: int = 0) -> TelemetryPacket:
+    level = TelemetryLevel.TELEMETRY_LEVEL_ERROR
+    return TelemetryPacket(global_step=step, events=[TelemetryEvent(event_id=name, level=level)])
+
+
+def take_all(box: Outbox) -> list[Packet]:
+    return box.take(box.emergency, 10_000) + box.take(box.bulk, 10_000)
+
+
+def test_low_is_taken_until_half_full_and_normal_until_three_quarters():
+    box = outbox(100)
+    taken = [box.put(metric(), stream=TELEMETRY, priority=LOW) for _ in range(80)]
+    assert sum(taken) == 50
+    taken = [box.put(metric(), stream=TELEMETRY, priority=NORMAL) for _ in range(80)]
+    assert sum(taken) == 25
+    assert box.shed == {LOW: 30, NORMAL: 55}
+    assert box.depth == 75
+
+
+def test_high_and_durable_packets_are_never_refused(spool: Spool):
+    box = outbox(4, spool)
+    for n in range(50):
+        assert box.put(alert(f"a{n}"), stream=STREAMS.emergency, priority=CRITICAL)
+        assert box.put(CommandOutcome(), stream=OUTCOMES, priority=NORMAL, durable=True)
+    assert box.depth == len(spool) == 100
+    assert not box.shed
+
+
+def test_packets_being_sent_count_until_they_are_delivered():
+    box = outbox(4)
+    box.put(metric(), stream=TELEMETRY, priority=LOW)
+    box.put(metric(), stream=TELEMETRY, priority=LOW)
+    packets = take_all(box)
+    assert not box.put(metric(), stream=TELEMETRY, priority=LOW)
+    for packet in packets:
+        box.delivered(packet)
+    assert box.put(metric(), stream=TELEMETRY, priority=LOW)
+
+
+def test_the_emergency_stream_has_its_own_lane():
+    box = outbox()
+    box.put(metric(), stream=TELEMETRY, priority=NORMAL)
+    box.put(alert("a"), stream=STREAMS.emergency, priority=HIGH)
+    assert (len(box.emergency), len(box.bulk)) == (1, 1)
+
+
+def test_what_may_not_be_lost_goes_before_the_rest_of_its_lane():
+    box = outbox()
+    for n in range(3):
+        box.put(metric(), stream=TELEMETRY, priority=NORMAL, message_id=f"t{n}")
+        box.put(
+            CommandOutcome(), stream=OUTCOMES, priority=NORMAL, durable=True, message_id=f"o{n}"
+        )
+    assert [p.message_id for p in take_all(box)] == ["o0", "o1", "o2", "t0", "t1", "t2"]
+
+
+def test_what_comes_back_is_the_next_to_go_in_the_same_order():
+    box = outbox()
+    for n in range(5):
+        box.put(metric(), stream=TELEMETRY, priority=NORMAL, message_id=str(n))
+    box.give_back(box.bulk, box.take(box.bulk, 3))
+    assert [packet.message_id for packet in take_all(box)] == list("01234")
+
+
+def test_an_envelope_says_who_what_and_in_answer_to_what():
+    box = outbox()
+    box.put(
+        CommandOutcome(command_id="c"),
+        stream=OUTCOMES,
+        priority=HIGH,
+        message_id="m",
+        correlation_id="c",
+    )
+    envelope = box.envelope(take_all(box)[0])
+    assert (envelope.source, envelope.message_id, envelope.correlation_id, envelope.priority) == (
+        "run/r",
+        "m",
+        "c",
+        HIGH,
+    )
+    assert decode(envelope.payload, CommandOutcome).command_id == "c"
+
+
+def test_ids_made_here_are_all_different():
+    box = outbox(10_000)
+    for _ in range(1000):
+        box.put(metric(), stream=TELEMETRY, priority=NORMAL)
+    assert len({packet.message_id for packet in take_all(box)}) == 1000
+
+
+def test_a_durable_packet_is_on_disk_when_put_returns_and_its_successor_sends_it(spool: Spool):
+    settlement = Settlement(stream=STREAMS.control("r"), group="g", entry_id="1-0", delete=True)
+    first = outbox(spool=spool)
+    first.put(
+        CommandOutcome(command_id="c"),
+        stream=OUTCOMES,
+        priority=NORMAL,
+        message_id="m",
+        correlation_id="c",
+        settlement=settlement,
+        durable=True,
+    )
+    first.put(alert("a"), stream=STREAMS.emergency, priority=HIGH)
+    first.put(metric(), stream=TELEMETRY, priority=NORMAL)
+
+    second = outbox(spool=spool)
+    assert second.depth == 2
+    assert len(second.emergency) == 1
+    (packet,) = second.take(second.bulk, 10)
+    assert (packet.stream, packet.message_id, packet.settlement) == (OUTCOMES, "m", settlement)
+    assert second.envelope(packet) == first.envelope(first.take(first.bulk, 1)[0])
+
+    second.delivered(packet)
+    assert len(spool) == 1
+
+
+def test_a_packet_left_alone_is_still_there_for_the_next_process(spool: Spool):
+    box = outbox(spool=spool)
+    box.put(CommandOutcome(), stream=OUTCOMES, priority=NORMAL, durable=True)
+    box.leave(take_all(box)[0])
+    assert (box.depth, len(spool)) == (0, 1)
+
+
+def test_a_spool_without_room_costs_durability_but_no_packet(tmp_path: Path):
+    with Spool(tmp_path / "spool", 4096) as spool:
+        box = outbox(spool=spool)
+        notes = CommandOutcome(reason="x" * 5000)
+        assert box.put(notes, stream=OUTCOMES, priority=NORMAL, durable=True)
+        assert box.unspooled == 1
+        assert decode(box.envelope(take_all(box)[0]).payload, CommandOutcome) == notes
+
+
+def test_records_that_are_no_packets_are_counted_and_left(spool: Spool):
+    spool.append(b"\xff\xff\xff")
+    box = outbox(spool=spool)
+    assert (box.unreadable, box.depth, len(spool)) == (1, 0, 1)
+
+
+def test_a_durable_message_that_no_reader_would_take_is_refused_at_once(spool: Spool):
+    box = outbox(spool=spool)
+    with pytest.raises(CodecError):
+        box.put(CommandOutcome(reason="x" * (2 << 20)), stream=OUTCOMES, priority=LOW, durable=True)
+    assert (box.depth, len(spool), len(box.bulk)) == (0, 0, 0)
+
+
+def test_the_bell_rings_once_for_a_flood_and_again_after_it_was_heard():
+    box = outbox(10_000)
+    rings: list[int] = []
+    box.bulk.bell.attach(lambda: rings.append(box.depth))
+    box.put(metric(), stream=TELEMETRY, priority=NORMAL)
+    assert rings == []
+    box.bulk.bell.arm()
+    for _ in range(1000):
+        box.put(metric(), stream=TELEMETRY, priority=NORMAL)
+    assert rings == [2]
+    box.bulk.bell.arm()
+    box.put(alert("a"), stream=STREAMS.emergency, priority=HIGH)
+    assert rings == [2]
+    box.put(metric(), stream=TELEMETRY, priority=NORMAL)
+    assert rings == [2, 1003]
+
+
+def test_a_bell_whose_sleeper_is_gone_raises_nothing():
+    def gone() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    box = outbox()
+    box.bulk.bell.attach(gone)
+    box.bulk.bell.arm()
+    assert box.put(metric(), stream=TELEMETRY, priority=NORMAL)
+    assert box.bulk.bell.failed == 1
+
+
+def test_threads_put_while_another_takes(spool: Spool):
+    box = outbox(1_000_000, spool)
+    taken: list[Packet] = []
+
+    def put(own: int) -> None:
+        for n in range(500):
+            box.put(
+                metric(),
+                stream=TELEMETRY if n % 3 else OUTCOMES,
+                priority=NORMAL,
+                message_id=f"{own} {n}",
+                durable=n % 3 == 0,
+            )
+
+    threads = [threading.Thread(target=put, args=(own,)) for own in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) or len(box.bulk):
+        batch = box.take(box.bulk, 64)
+        taken += batch
+        for packet in batch:
+            box.delivered(packet)
+    seen = [tuple(map(int, packet.message_id.split())) for packet in taken]
+    assert len(seen) == len(set(seen)) == 1500
+    for own in range(3):
+        durable = [n for who, n in seen if who == own and n % 3 == 0]
+        assert durable == sorted(durable)
+    assert (box.depth, len(spool)) == (0, 0)
+
+
+def test_put_takes_microseconds(spool: Spool):
+    box = outbox(1_000_000, spool)
+    packets = [metric(n) for n in range(3000)]
+
+    def median(durable: bool) -> float:
+        times = []
+        for packet in packets:
+            start = time.perf_counter()
+            box.put(packet, stream=TELEMETRY, priority=NORMAL, durable=durable)
+            times.append(time.perf_counter() - start)
+        return sorted(times)[len(times) // 2]
+
+    assert median(durable=False) < 100e-6
+    assert median(durable=True) < 400e-6

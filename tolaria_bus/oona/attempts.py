@@ -1,0 +1,56 @@
+"""Trying again, and telling about it: each trouble once, and its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from tolaria_bus.oona.backoff import Backoff
+from tolaria_bus.oona.events import OnEvent, reason_of
+
+
+class Attempts:
+    """Waits and events of one connection.
+
+    Events: ``disconnected`` (connection, error), ``reconnected`` (connection, seconds), ``refused``
+    (connection, error, times).
+
+    Args:
+        connection: What events call it.
+        on_event: Told of troubles.
+    """
+
+    def __init__(self, connection: str, on_event: OnEvent) -> None:
+        self._connection = connection
+        self._on_event = on_event
+        self._backoff = Backoff()
+        self._lost_at: float | None = None
+        self._refused: frozenset[str] = frozenset()
+
+    def failed(self, error: Exception) -> float:
+        """The server wasn't reached; seconds to wait."""
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+            self._tell("disconnected", error=reason_of(error))
+        return self._backoff.next()
+
+    def answered(self, refused: Mapping[str, int] | None = None) -> float:
+        """The server answered; seconds to wait if it refused something, else 0.
+
+        Args:
+            refused: What it said, and how often.
+        """
+        if self._lost_at is not None:
+            self._tell("reconnected", seconds=f"{time.monotonic() - self._lost_at:.3f}")
+            self._lost_at = None
+        refused = refused or {}
+        for error in refused.keys() - self._refused:
+            self._tell("refused", error=error, times=str(refused[error]))
+        self._refused = frozenset(refused)
+        if refused:
+            return self._backoff.next()
+        self._backoff.reset()
+        return 0.0
+
+    def _tell(self, name: str, **detail: str) -> None:
+        self._on_event(name, {"connection": self._connection, **detail})

@@ -1,0 +1,288 @@
+"""Reads a stream as one consumer of a group; every entry ends acknowledged or a dead letter.
+
+**Order of reading.** First what was delivered to this consumer before and isn't finished: after a
+restart, and after a lost connection, when a reply may have been lost on its way. Then new entries.
+In between, entries that dead consumers of the group have had for too long are taken over.
+
+**What is never lost.** An entry stays pending until its handler's side finishes it. If the group or
+the stream is gone (``FLUSHALL``, failover) the group is made again at the stream's beginning.
+Claims on entries in flight are extended without raising their delivery counts.
+
+**Entries that kill.** The server's delivery count can't tell the entry whose handling killed the
+process from the others of the same read. So an entry that is delivered again is marked on the
+server before its handling is begun, and unmarked when the handler has taken it on; the mark of a
+killer stays, and counts. An entry that is new is not marked, which spares a round trip for each;
+the first crash is therefore counted for nobody, and a killer is begun ``max_deliveries`` times
+at most before it becomes a dead letter (``fatal``). Deaths after the handler has returned are the
+business of whoever took the entry on.
+
+Events: ``group_recreated`` (stream, group), ``release_failed`` (stream, error), and those of
+:class:`Attempts`, :class:`Intake`, :class:`InFlight` and :class:`Handover`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from typing import Final
+
+import anyio
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from tolaria_bus.leyline import BusMessageType
+from tolaria_bus.oona.attempts import Attempts
+from tolaria_bus.oona.events import OnEvent, log_event, reason_of
+from tolaria_bus.oona.handover import TRIES, Handler
+from tolaria_bus.oona.in_flight import InFlight, Received
+from tolaria_bus.oona.intake import Intake
+from tolaria_bus.oona.opening import Opener
+from tolaria_bus.oona.reading import Delivered, GroupReader, Member
+from tolaria_bus.oona.trust import KeyRing
+
+__all__ = ["BATCH", "BLOCK", "MIN_IDLE", "Consumer", "Handler", "Received"]
+
+BATCH: Final = 256
+"""Entries of one read."""
+BLOCK: Final = timedelta(seconds=2)
+MIN_IDLE: Final = timedelta(seconds=60)
+"""A consumer that hasn't renewed its claim on an entry for so long counts as dead."""
+
+_RELEASE_LIMIT: Final = 2.0  # seconds
+
+
+class Consumer:
+    """One consumer of one group of one stream. ``prepare``, ``run``, ``stop``.
+
+    Args:
+        client: Blocks in reads; nobody else's, made with ``block``.
+        acks: For everything else.
+        stream: Key of the stream.
+        group: The group; made if it isn't there.
+        name: The consumer's. Stable over restarts, so that it finds its own pending entries.
+        opener: Says what may be used.
+        ring: Signs dead letters.
+        accept: Kinds of messages that the handler takes; others are dead letters.
+        delete: Finished entries are deleted: only where the stream has this one group.
+        start: Where a group that never was begins: ``0`` with what the stream holds, ``$`` after.
+        block: How long a read waits in the server.
+        max_in_flight: Entries handed over and not finished, at most; reading waits then.
+        max_deliveries: How often an entry may kill its process.
+        tries: How often a handler that fails gets an entry.
+        min_idle: See ``MIN_IDLE``.
+        on_event: Told what happens.
+        monotonic: Seconds; for the sweep and ``last_read``.
+        clock: Nanoseconds since the epoch; for dead letters.
+
+    Attributes:
+        in_flight: Entries handed over and not finished.
+        last_read: When the read loop last went round, on the monotonic clock: a consumer whose
+            loop stands still is dead, whatever its process says.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        acks: Redis,
+        *,
+        stream: str,
+        group: str,
+        name: str,
+        opener: Opener,
+        ring: KeyRing,
+        accept: Collection[BusMessageType.ValueType],
+        delete: bool = False,
+        start: str = "0",
+        block: timedelta = BLOCK,
+        max_in_flight: int = 1024,
+        max_deliveries: int = 3,
+        tries: int = TRIES,
+        min_idle: timedelta = MIN_IDLE,
+        on_event: OnEvent = log_event,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        member = Member(stream, group, name, delete)
+        self.last_read = monotonic()
+        self.in_flight = InFlight(acks, member, on_event)
+        self._member = member
+        self._reader = GroupReader(client, acks, member)
+        self._intake = Intake(
+            acks,
+            member,
+            self.in_flight,
+            opener=opener,
+            ring=ring,
+            accept=accept,
+            max_deliveries=max_deliveries,
+            on_event=on_event,
+            clock=clock,
+        )
+        self._start = start
+        self._block = block
+        self._max_in_flight = max_in_flight
+        self._tries = tries
+        self._min_idle = min_idle
+        self._on_event = on_event
+        self._monotonic = monotonic
+        self._attempts = Attempts(stream, on_event)
+        self._prepared = False
+        self._gone = False
+        self._own_after: str | None = "0"
+        self._next_sweep = monotonic() + min_idle.total_seconds() / 2
+        self._stopped = anyio.Event()
+        self._reading = anyio.CancelScope()
+        self._released: anyio.Event | None = None
+
+    @property
+    def handed_over(self) -> int:
+        """Entries given to the handler."""
+        return self._intake.handed_over
+
+    @property
+    def lost(self) -> int:
+        """Entries that were deleted while they were pending."""
+        return self._intake.lost
+
+    @property
+    def dead(self) -> Counter[str]:
+        """Entries that became dead letters, by reason."""
+        return self._intake.dead
+
+    async def prepare(self) -> None:
+        """Make the group, if need be: what is sent from now on is read.
+
+        Raises:
+            RedisError: redis-py's.
+        """
+        await self._reader.create(self._start)
+        self._prepared = True
+
+    async def run(self, handler: Handler) -> None:
+        """Read until stopped, then until what was handed over is finished; or until cancelled.
+
+        Args:
+            handler: Gets entries one after the other. It returns when it has taken one on.
+        """
+        self._released = anyio.Event()
+        try:
+            async with anyio.create_task_group() as background:
+                background.start_soon(self.in_flight.run)
+                background.start_soon(self._keep_claims)
+                async with anyio.create_task_group() as tasks:
+                    self._intake.start(handler, tasks, self._tries)
+                    await self._read_until_stopped()
+                    self._intake.stop()
+                await self._release()
+                while self.in_flight:
+                    await self.in_flight.change()
+                background.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._release()
+
+    async def stop(self) -> None:
+        """Stop reading, and let others have what wasn't handed over; ``run`` ends by itself."""
+        self._stopped.set()
+        self._reading.cancel()
+        if self._released is not None:
+            await self._released.wait()
+
+    async def _read_until_stopped(self) -> None:
+        wait = 0.0
+        while not self._stopped.is_set():
+            entries: list[Delivered] = []
+            with anyio.CancelScope() as self._reading:
+                await anyio.sleep(wait)
+                entries, wait = await self._read()
+            self.last_read = self._monotonic()
+            for entry in entries:
+                if self._stopped.is_set():
+                    break
+                try:
+                    await self._intake.take(entry)
+                except (RedisError, OSError) as error:
+                    wait = self._failed(error)
+                    break
+
+    async def _read(self) -> tuple[list[Delivered], float]:
+        """One round: entries, and how many seconds to wait before the next."""
+        try:
+            entries = await self._fetch()
+        except ResponseError as error:
+            # UNBLOCKED: the key went while a read waited for it.
+            if str(error).startswith(("NOGROUP", "UNBLOCKED")):
+                self._prepared, self._gone, self._start = False, True, "0"
+                return [], 0.0
+            return [], self._failed(error)
+        except (RedisError, OSError) as error:
+            return [], self._failed(error)
+        self._attempts.answered()
+        return entries, 0.0
+
+    def _failed(self, error: RedisError | OSError) -> float:
+        """Something was perhaps delivered that we don't know of: look. Seconds to wait."""
+        self._own_after = "0"
+        if isinstance(error, ResponseError):
+            return self._attempts.answered({reason_of(error): 1})
+        return self._attempts.failed(error)
+
+    async def _fetch(self) -> list[Delivered]:
+        if not self._prepared:
+            await self.prepare()
+            if self._gone:
+                self._gone = False
+                self._own_after = "0"
+                detail = {"stream": self._member.stream, "group": self._member.group}
+                self._on_event("group_recreated", detail)
+        room = min(BATCH, self._max_in_flight - len(self.in_flight))
+        if room <= 0:
+            with anyio.move_on_after(self._block.total_seconds()):
+                await self.in_flight.change()
+            return []
+        if self._own_after is not None:
+            own = await self._reader.own(self._own_after, room)
+            self._own_after = own[-1].entry_id if own else None
+            if own:
+                return own
+        if self._monotonic() >= self._next_sweep:
+            swept = await self._sweep(room)
+            if swept:
+                return swept
+        return await self._reader.new(room, self._block)
+
+    async def _sweep(self, room: int) -> list[Delivered]:
+        """Entries of dead consumers."""
+        sweep = await self._reader.abandoned(self._min_idle, room, len(self.in_flight))
+        if not sweep.more:
+            self._next_sweep = self._monotonic() + self._min_idle.total_seconds() / 2
+        if sweep.deleted:
+            self._intake.gone(sweep.deleted)
+        return sweep.entries
+
+    async def _keep_claims(self) -> None:
+        while True:
+            await anyio.sleep(self._min_idle.total_seconds() / 3)
+            try:
+                await self.in_flight.renew()
+            except (RedisError, OSError):
+                # The reader meets the same trouble, and tells of it; the next renewal is in time.
+                continue
+
+    async def _release(self) -> None:
+        """Let others have what was read and not handed over. Once."""
+        if self._released is None or self._released.is_set():
+            return
+        self._intake.stop()
+        self._intake.end()
+        try:
+            with anyio.move_on_after(_RELEASE_LIMIT):
+                await self._reader.release(self.in_flight.kept())
+        except (RedisError, OSError) as error:
+            # They stay pending with us; the next to have our name begins with them.
+            detail = {"stream": self._member.stream, "error": reason_of(error)}
+            self._on_event("release_failed", detail)
+        finally:
+            self._released.set()

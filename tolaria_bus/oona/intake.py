@@ -1,0 +1,250 @@
+"""What becomes of an entry that was read: it goes to the handler, or to the dead letters.
+
+Entries that kill their process are counted here; see ``consumer``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+import anyio
+from anyio.abc import TaskGroup
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tolaria_bus.leyline import BusMessageType, DeadLetter
+from tolaria_bus.leyline.codec import short_name
+from tolaria_bus.oona.attempts import Attempts
+from tolaria_bus.oona.dead_letters import begun_key, build, bury
+from tolaria_bus.oona.events import OnEvent
+from tolaria_bus.oona.handover import Handler, Handover
+from tolaria_bus.oona.in_flight import InFlight, Received
+from tolaria_bus.oona.opening import Opened, Opener, Refused
+from tolaria_bus.oona.reading import Delivered, Member
+from tolaria_bus.oona.scripts import Entry
+from tolaria_bus.oona.trust import KeyRing
+
+_SHOWN: Final = 20  # ids in an event
+
+
+class Intake:
+    """Judges entries and hands them over.
+
+    Events: ``entries_lost`` (stream, count, entries), ``dead_letter`` (stream, entry_id, reason,
+    detail), and those of :class:`Attempts` for letters that can't be written.
+
+    Args:
+        client: Not the one that blocks.
+        member: Which consumer.
+        in_flight: The entries in the handler's hands.
+        opener: Says what may be used.
+        ring: Signs dead letters.
+        accept: Kinds of messages that the handler takes.
+        max_deliveries: How often an entry may kill its process.
+        on_event: Told what happens.
+        clock: Nanoseconds since the epoch.
+
+    Attributes:
+        handed_over: Entries given to the handler.
+        lost: Entries that were deleted while they were pending.
+        dead: Entries that became dead letters, by reason.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        member: Member,
+        in_flight: InFlight,
+        *,
+        opener: Opener,
+        ring: KeyRing,
+        accept: Collection[BusMessageType.ValueType],
+        max_deliveries: int,
+        on_event: OnEvent,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.handed_over = 0
+        self.lost = 0
+        self.dead: Counter[str] = Counter()
+        self._client = client
+        self._member = member
+        self._in_flight = in_flight
+        self._opener = opener
+        self._ring = ring
+        self._accept = frozenset(accept)
+        self._max_deliveries = max_deliveries
+        self._on_event = on_event
+        self._clock = clock
+        self._begun = begun_key(member.stream, member.group)
+        self._taken_on: set[str] = set()
+        self._handover: Handover | None = None
+        self._tasks: TaskGroup | None = None
+        self._stopped = anyio.Event()
+
+    def start(self, handler: Handler, tasks: TaskGroup, tries: int) -> None:
+        """Begin to hand over; what has to wait waits in ``tasks``."""
+        self._tasks = tasks
+        self._handover = Handover(handler, tasks, tries=tries, on_event=self._on_event)
+
+    def stop(self) -> None:
+        """Begin nothing more; ``tasks`` end soon."""
+        self._stopped.set()
+        if self._handover is not None:
+            self._handover.stop()
+
+    def end(self) -> None:
+        """The tasks have ended: what waited in them isn't in anybody's hands any more."""
+        if self._handover is not None:
+            for received in self._handover.left():
+                self._in_flight.remove(received.entry_id)
+        self._tasks = None
+
+    async def take(self, entry: Delivered) -> None:
+        """Do what has to be done with an entry.
+
+        Raises:
+            RedisError, OSError: it couldn't be; it is still pending, and to be read again.
+        """
+        if self._in_flight.handed_out_before(entry.entry_id):
+            return
+        if not entry.fields:
+            self.gone([entry.entry_id])
+            self._in_flight.acknowledge_soon(entry.entry_id)
+            return
+        if entry.redelivered:
+            await self._forget_marks()
+            begun = await self._mark(entry.entry_id)
+            if begun >= self._max_deliveries:
+                text = f"its handling was begun {begun} times and killed the process each time"
+                await self._bury_entry(entry, "fatal", text)
+                return
+        try:
+            opened = self._open(entry)
+        except Refused as refused:
+            await self._bury_entry(entry, refused.reason, refused.detail)
+            return
+        await self._hand_over(entry, opened)
+        if entry.redelivered:
+            self._taken_on.add(entry.entry_id)
+            await self._forget_marks()
+
+    def gone(self, entry_ids: Sequence[str]) -> None:
+        """Entries were deleted while they were pending: count and tell."""
+        self.lost += len(entry_ids)
+        self._on_event(
+            "entries_lost",
+            {
+                "stream": self._member.stream,
+                "count": str(len(entry_ids)),
+                "entries": " ".join(entry_ids[:_SHOWN]),
+            },
+        )
+
+    async def acknowledge(self, received: Received) -> None:
+        """See :meth:`Received.ack`."""
+        await self._in_flight.acknowledge(received.entry_id)
+
+    async def bury(self, received: Received, reason: str, detail: str) -> None:
+        """See :meth:`Received.dead_letter`."""
+        entry = Delivered(
+            received.entry_id, received.fields, received.deliveries, received.redelivered
+        )
+        await self._bury_entry(entry, reason, detail)
+
+    def forget(self, received: Received) -> None:
+        """See :meth:`Received.forget`."""
+        self._in_flight.finish(received.entry_id, acknowledged=False)
+
+    def _open(self, entry: Delivered) -> Opened:
+        only = next(iter(self._accept)) if len(self._accept) == 1 else None
+        opened = self._opener.open(
+            self._member.stream, entry.entry_id, entry.fields, json_type=only
+        )
+        if opened.message_type not in self._accept:
+            wanted = " or ".join(short_name(BusMessageType, kind) for kind in sorted(self._accept))
+            got = short_name(BusMessageType, opened.message_type)
+            raise Refused("type", f"message_type is {got}; this stream takes {wanted}")
+        return opened
+
+    async def _hand_over(self, entry: Delivered, opened: Opened) -> None:
+        if self._handover is None:
+            raise RuntimeError("the consumer isn't running")
+        self._in_flight.add(entry.entry_id)
+        self.handed_over += 1
+        await self._handover.hand(
+            Received(
+                stream=self._member.stream,
+                group=self._member.group,
+                entry_id=entry.entry_id,
+                opened=opened,
+                fields=entry.fields,
+                deliveries=entry.deliveries,
+                redelivered=entry.redelivered,
+                _owner=self,
+            )
+        )
+
+    async def _mark(self, entry_id: str) -> int:
+        """Say on the server that the handling of an entry begins; how often that was said."""
+        count: Any = await self._client.hincrby(self._begun, entry_id, 1)
+        return int(count)
+
+    async def _forget_marks(self) -> None:
+        """Unmark what was taken on without harm; what can't be now is with the next."""
+        if self._taken_on:
+            await self._client.hdel(self._begun, *self._taken_on)
+            self._taken_on.clear()
+
+    async def _bury_entry(self, entry: Delivered, reason: str, detail: str) -> None:
+        """Make an entry a dead letter, if not now then when the server can."""
+        letter = build(
+            Entry(self._member.stream, self._member.group, entry.entry_id),
+            reason,
+            detail,
+            entry.fields,
+            consumer=self._member.name,
+            deliveries=entry.deliveries,
+            clock=self._clock,
+        )
+        # In flight until then: it isn't read again, and its claim is extended.
+        self._in_flight.add(entry.entry_id)
+        try:
+            await self._write(letter)
+        except (RedisError, OSError) as error:
+            if self._tasks is None:
+                raise
+            # One letter that can't be written doesn't keep other entries from being read.
+            self._tasks.start_soon(self._write_later, letter, error)
+
+    async def _write_later(self, letter: DeadLetter, error: Exception) -> None:
+        attempts = Attempts(f"{letter.stream} dead letters", self._on_event)
+        while True:
+            with anyio.move_on_after(attempts.failed(error)):
+                await self._stopped.wait()
+            if self._stopped.is_set():
+                self._in_flight.remove(letter.entry_id)
+                return
+            try:
+                await self._write(letter)
+            except (RedisError, OSError) as again:
+                error = again
+            else:
+                attempts.answered()
+                return
+
+    async def _write(self, letter: DeadLetter) -> None:
+        await bury(self._client, letter, ring=self._ring, delete=self._member.delete)
+        self._in_flight.finish(letter.entry_id, acknowledged=True)
+        self.dead[letter.reason] += 1
+        self._on_event(
+            "dead_letter",
+            {
+                "stream": letter.stream,
+                "entry_id": letter.entry_id,
+                "reason": letter.reason,
+                "detail": letter.detail,
+            },
+        )

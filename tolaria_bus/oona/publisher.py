@@ -1,0 +1,227 @@
+"""Sends what the outbox holds: the emergency lane over a connection of its own, the rest in bulk.
+
+Whatever waits when a connection is free goes out in one round trip, so the batches grow with the
+load and a lone packet waits for nobody. Nothing is given up on an error. After a lost connection,
+or where the server refuses (out of memory, read-only after a failover), packets go back to the
+head of their lane and are tried again with a growing wait; only the outbox's bounds for LOW and
+NORMAL shed anything. Each packet keeps its message id over all attempts.
+
+Events: those of :class:`Attempts` for the connections ``bulk`` and ``emergency``; ``fenced``
+(holder), ``unsendable`` (stream, message_id, error), ``shed`` (low, normal), ``unspooled``
+(packets), ``unreadable`` (records), ``spool_failed`` (error).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+
+import anyio
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tolaria_bus.leyline import MessagePriority
+from tolaria_bus.oona.attempts import Attempts
+from tolaria_bus.oona.backoff import Backoff
+from tolaria_bus.oona.events import OnEvent, log_event, reason_of
+from tolaria_bus.oona.lanes import Bell, Lane, Packet
+from tolaria_bus.oona.outbox import Outbox
+from tolaria_bus.oona.sending import Report, Sender
+from tolaria_bus.oona.trust import KeyRing
+
+BATCH: Final = 256
+"""Packets of one round trip: more gain nothing in speed, and hold the event loop longer."""
+
+_FOLD_TICK: Final = 0.1  # seconds
+_WATCH_TICK: Final = 5.0  # seconds
+_SYNC_PAUSE: Final = 0.01  # seconds between two syncs of the spool
+
+
+class Publisher:
+    """Empties an outbox. One per outbox; create, ``run``, ``drain``, ``stop``.
+
+    Args:
+        bulk: Client of everything but emergencies.
+        emergency: Client of the emergency stream; another one, so that it never waits for bulk.
+        outbox: What to send.
+        ring: Signs.
+        token: The fencing token of our lease: with one, no outcome is written once a newer
+            worker has the run.
+        lengths: Length limit by stream key; others get ``sending.STREAM_LENGTH``.
+        on_event: Told what happens; by default the log is.
+        on_fenced: Told who has the run, when outcomes are refused for that.
+        batch: Packets of one round trip.
+        clock: Nanoseconds since the epoch.
+
+    Attributes:
+        connected: By lane (``bulk``, ``emergency``): the last attempt reached the server.
+    """
+
+    def __init__(
+        self,
+        bulk: Redis,
+        emergency: Redis,
+        outbox: Outbox,
+        ring: KeyRing,
+        *,
+        token: int | None = None,
+        lengths: Mapping[str, int] | None = None,
+        on_event: OnEvent = log_event,
+        on_fenced: Callable[[str], None] | None = None,
+        batch: int = BATCH,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.connected = {"bulk": True, "emergency": True}
+        self._outbox = outbox
+        self._batch = batch
+        self._on_event = on_event
+        self._on_fenced = on_fenced
+        self._scope = anyio.CancelScope()
+        self._progress = anyio.Event()
+        lengths = lengths or {}
+        self._senders = {
+            name: Sender(client, outbox, ring, token=token, lengths=lengths, clock=clock)
+            for name, client in (("bulk", bulk), ("emergency", emergency))
+        }
+
+    async def run(self) -> None:
+        """Send until stopped or cancelled; what isn't delivered then stays in the outbox."""
+        if self._outbox.unreadable:
+            self._on_event("unreadable", {"records": str(self._outbox.unreadable)})
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._pump, "emergency", self._outbox.emergency)
+                tasks.start_soon(self._pump, "bulk", self._outbox.bulk)
+                tasks.start_soon(self._sync_spool)
+                tasks.start_soon(self._release_folded)
+                tasks.start_soon(self._watch)
+
+    async def drain(self, within: timedelta) -> int:
+        """Wait until everything is delivered; ``run`` goes on.
+
+        Args:
+            within: At most so long.
+
+        Returns:
+            How many packets are left.
+        """
+        with anyio.move_on_after(within.total_seconds()):
+            while True:
+                self._outbox.release_folded(everything=True)
+                if self._outbox.depth == 0:
+                    break
+                self._progress = anyio.Event()
+                await self._progress.wait()
+        return self._outbox.depth
+
+    def stop(self) -> None:
+        """End ``run``."""
+        self._scope.cancel()
+
+    async def _pump(self, name: str, lane: Lane) -> None:
+        attempts = Attempts(name, self._on_event)
+        with _Sleeper(lane.bell) as sleeper:
+            while True:
+                batch = self._outbox.take(lane, self._batch)
+                if not batch:
+                    await sleeper.sleep_unless(lambda: bool(lane))
+                    continue
+                wait = await self._attempt(name, lane, batch, attempts)
+                self._progress.set()
+                if wait:
+                    await anyio.sleep(wait)
+
+    async def _attempt(
+        self, name: str, lane: Lane, batch: Sequence[Packet], attempts: Attempts
+    ) -> float:
+        """Send a batch once; seconds to wait before the next."""
+        try:
+            report = await self._senders[name].send(batch)
+        except (RedisError, OSError) as error:
+            self.connected[name] = False
+            return attempts.failed(error)
+        else:
+            self.connected[name] = True
+            self._tell(report)
+            return attempts.answered(report.refused)
+        finally:
+            self._outbox.give_back(lane, batch)
+
+    def _tell(self, report: Report) -> None:
+        for packet, error in report.unsendable:
+            detail = {"stream": packet.stream, "message_id": packet.message_id, "error": error}
+            self._on_event("unsendable", detail)
+        if report.holder is not None:
+            self._on_event("fenced", {"holder": report.holder})
+            if self._on_fenced is not None:
+                self._on_fenced(report.holder)
+
+    async def _sync_spool(self) -> None:
+        """Keep the spool on the disk. Sending doesn't wait for this."""
+        spool = self._outbox.spool
+        if spool is None:
+            return
+        backoff = Backoff((1.0, 5.0, 30.0))
+        with _Sleeper(self._outbox.spooled) as sleeper:
+            while True:
+                await sleeper.sleep_unless(lambda: spool.unsynced)
+                try:
+                    await anyio.to_thread.run_sync(spool.sync, abandon_on_cancel=True)
+                except OSError as error:
+                    self._on_event("spool_failed", {"error": reason_of(error)})
+                    await anyio.sleep(backoff.next())
+                else:
+                    backoff.reset()
+                    await anyio.sleep(_SYNC_PAUSE)
+
+    async def _release_folded(self) -> None:
+        while True:
+            await anyio.sleep(_FOLD_TICK)
+            self._outbox.release_folded()
+
+    async def _watch(self) -> None:
+        """Tell what the outbox could not take, every few seconds in which there was some."""
+        told_shed = 0
+        told_unspooled = 0
+        while True:
+            await anyio.sleep(_WATCH_TICK)
+            shed = dict(self._outbox.shed)
+            if sum(shed.values()) > told_shed:
+                told_shed = sum(shed.values())
+                low = shed.pop(MessagePriority.MESSAGE_PRIORITY_LOW, 0)
+                self._on_event("shed", {"low": str(low), "normal": str(sum(shed.values()))})
+            if self._outbox.unspooled > told_unspooled:
+                told_unspooled = self._outbox.unspooled
+                self._on_event("unspooled", {"packets": str(told_unspooled)})
+
+
+class _Sleeper:
+    """Sleeps in the event loop until a bell rings in any thread."""
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._loop = asyncio.get_running_loop()
+        self._event = anyio.Event()
+
+    def __enter__(self) -> _Sleeper:
+        self._bell.attach(self._wake_from_thread)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bell.attach(None)
+
+    async def sleep_unless(self, ready: Callable[[], bool]) -> None:
+        """Sleep until the bell rings, unless there is something to do."""
+        self._event = anyio.Event()
+        self._bell.arm()
+        if not ready():
+            await self._event.wait()
+
+    def _wake_from_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._event.set()

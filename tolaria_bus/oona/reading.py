@@ -1,0 +1,184 @@
+"""What a consumer group's server side does: one call each, replies made plain.
+
+Reading one's own pending entries again raises their delivery counts, like every delivery; the
+count is told with each entry that isn't new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+_RELEASED_MS: Final = 7 * 86_400_000
+"""Idle time that a released entry is given: over anybody's limit for taking it."""
+_PAGE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One consumer of a group of a stream.
+
+    Attributes:
+        stream: Key of the stream.
+        group: The group.
+        name: The consumer.
+        delete: Finishing an entry deletes it: the stream has this one group.
+    """
+
+    stream: str
+    group: str
+    name: str
+    delete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An entry as the server gave it to us.
+
+    Attributes:
+        entry_id: Its id.
+        fields: What it holds; empty if it was deleted while it was pending.
+        deliveries: How often it was delivered, this time included.
+        redelivered: Not for the first time, or not for the first time to us.
+    """
+
+    entry_id: str
+    fields: Mapping[bytes, bytes]
+    deliveries: int
+    redelivered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What dead consumers left.
+
+    Attributes:
+        entries: Ours now.
+        deleted: Ids of entries that were deleted while they were pending: nobody will get them.
+        more: There may be more.
+    """
+
+    entries: list[Delivered]
+    deleted: list[str]
+    more: bool
+
+
+class GroupReader:
+    """A consumer of a group. Every call raises redis-py's errors.
+
+    Args:
+        client: For reads that block; nobody else's.
+        other: For all other calls.
+        member: Which consumer.
+    """
+
+    def __init__(self, client: Redis, other: Redis, member: Member) -> None:
+        self._client = client
+        self._other = other
+        self._stream = member.stream
+        self._group = member.group
+        self._name = member.name
+        self._cursor = "0-0"
+
+    async def create(self, start: str) -> None:
+        """Create the group, and the stream, unless they are there.
+
+        Args:
+            start: ``0``: all that the stream holds is new to the group; ``$``: nothing is.
+        """
+        try:
+            await self._other.xgroup_create(self._stream, self._group, start, mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    async def new(self, most: int, block: timedelta) -> list[Delivered]:
+        """Entries that nobody of the group has had; waits for one."""
+        milliseconds = max(1, int(block.total_seconds() * 1000))
+        found = await self._read(self._client, ">", most, "BLOCK", milliseconds)
+        return [Delivered(entry_id, fields, 1, redelivered=False) for entry_id, fields in found]
+
+    async def own(self, after: str, most: int) -> list[Delivered]:
+        """Entries that were delivered to this consumer before and aren't finished.
+
+        Args:
+            after: Only later ones than this id; ``0`` for all.
+            most: So many at once.
+        """
+        found = await self._read(self._other, after, most)
+        return await self._counted(found, len(found))
+
+    async def abandoned(self, min_idle: timedelta, most: int, known: int) -> Sweep:
+        """Take over entries that their consumers have had for too long.
+
+        Args:
+            min_idle: How long.
+            most: So many at once.
+            known: How many entries of this consumer may lie between them.
+        """
+        idle = int(min_idle.total_seconds() * 1000)
+        place = (self._stream, self._group, self._name, idle, self._cursor)
+        cursor, entries, deleted = await self._call(
+            self._other, "XAUTOCLAIM", *place, "COUNT", most
+        )
+        self._cursor = cursor.decode()
+        found = [(entry_id.decode(), fields) for entry_id, fields in entries]
+        return Sweep(
+            entries=await self._counted(found, len(found) + known),
+            deleted=[entry_id.decode() for entry_id in deleted],
+            more=self._cursor != "0-0",
+        )
+
+    async def release(self, keep: Collection[str]) -> int:
+        """Let others have what is pending with this consumer, but for ``keep``; how many."""
+        released = 0
+        start = "-"
+        while page := await self._pending(start, "+", _PAGE):
+            ids = [entry_id for entry_id in page if entry_id not in keep]
+            if ids:
+                place = (self._stream, self._group, self._name, 0)
+                options = ("IDLE", _RELEASED_MS, "JUSTID")
+                await self._call(self._other, "XCLAIM", *place, *ids, *options)
+            released += len(ids)
+            start = f"({list(page)[-1]}"
+        return released
+
+    async def _read(
+        self, client: Redis, start: str, most: int, *block: str | int
+    ) -> list[tuple[str, Mapping[bytes, bytes]]]:
+        group = ("GROUP", self._group, self._name, "COUNT", most)
+        reply = await self._call(
+            client, "XREADGROUP", *group, *block, "STREAMS", self._stream, start
+        )
+        return [
+            (entry_id.decode(), fields)
+            for _, entries in reply or ()
+            for entry_id, fields in entries
+        ]
+
+    async def _counted(
+        self, found: Sequence[tuple[str, Mapping[bytes, bytes]]], most: int
+    ) -> list[Delivered]:
+        if not found:
+            return []
+        counts = await self._pending(found[0][0], found[-1][0], most)
+        return [
+            Delivered(entry_id, fields, counts.get(entry_id, 1), redelivered=True)
+            for entry_id, fields in found
+        ]
+
+    async def _pending(self, start: str, end: str, most: int) -> dict[str, int]:
+        """Entries pending with this consumer, with their delivery counts."""
+        reply: Any = await self._other.xpending_range(
+            self._stream, self._group, start, end, most, self._name
+        )
+        return {item["message_id"].decode(): item["times_delivered"] for item in reply}
+
+    @staticmethod
+    async def _call(client: Redis, *command: str | int) -> Any:
+        return await client.execute_command(*command)  # type: ignore[no-untyped-call]

@@ -1,0 +1,114 @@
+"""Sealing a message into the fields of one stream entry."""
+
+import os
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from typing import Final
+
+from google.protobuf.message import Message
+
+from tolaria_bus.leyline import BusEnvelope, MessagePriority
+from tolaria_bus.leyline.codec import encode, message_type
+from tolaria_bus.oona.trust import NONCE_BYTES, KeyRing
+
+SCHEMA_VERSION: Final = 1
+PAYLOAD: Final = b"payload"
+SIGNATURE: Final = b"signature"
+JSON: Final = b"json"
+
+
+def new_message_id() -> str:
+    """Return a new id: 16 letters with 96 random bits, of no global generator."""
+    return urlsafe_b64encode(os.urandom(12)).decode()
+
+
+def wrap(
+    message: Message,
+    *,
+    source: str,
+    priority: MessagePriority.ValueType = MessagePriority.MESSAGE_PRIORITY_NORMAL,
+    message_id: str | None = None,
+    correlation_id: str = "",
+) -> BusEnvelope:
+    """Return an unsealed envelope, as it may wait in a spool.
+
+    Raises:
+        CodecError: the message is too large or of no type that travels on the bus.
+    """
+    return BusEnvelope(
+        message_type=message_type(message),
+        payload=encode(message),
+        message_id=new_message_id() if message_id is None else message_id,
+        source=source,
+        priority=priority,
+        correlation_id=correlation_id,
+        schema_version=SCHEMA_VERSION,
+    )
+
+
+def seal_envelope(
+    envelope: BusEnvelope,
+    *,
+    stream: str,
+    ring: KeyRing,
+    clock: Callable[[], int] = time.time_ns,
+) -> dict[bytes, bytes]:
+    """Seal an unsealed envelope for one attempt to send, and return the entry's fields.
+
+    The envelope is changed (nonce, time, audience, key) and may be sealed again: its message id
+    stays, so a receiver knows the second copy.
+
+    Args:
+        envelope: from :func:`wrap`.
+        stream: the key that the entry is for.
+        ring: signs, if it has a key.
+        clock: nanoseconds since the epoch.
+
+    Raises:
+        CodecError: ``oversize``: no reader would take the entry.
+    """
+    envelope.issued_at_ns = clock()
+    envelope.nonce = os.urandom(NONCE_BYTES)
+    envelope.audience = stream
+    envelope.key_id = ring.signing_key
+    payload = encode(envelope)
+    if not ring.enabled:
+        return {PAYLOAD: payload}
+    return {PAYLOAD: payload, SIGNATURE: ring.sign(payload)[1]}
+
+
+def seal(
+    message: Message,
+    *,
+    stream: str,
+    source: str,
+    ring: KeyRing,
+    priority: MessagePriority.ValueType = MessagePriority.MESSAGE_PRIORITY_NORMAL,
+    message_id: str | None = None,
+    correlation_id: str = "",
+    clock: Callable[[], int] = time.time_ns,
+) -> dict[bytes, bytes]:
+    """Return the fields of one entry that carries ``message``.
+
+    Args:
+        message: of a type that travels on the bus.
+        stream: the key that the entry is for; nobody takes it from another.
+        source: who sends: ``run/digits``, ``operator/ann``, ``tamiyo/1``.
+        ring: signs, if it has a key.
+        priority: told to the reader; routing is the sender's.
+        message_id: the same at every attempt to send; by default a new one.
+        correlation_id: of what this answers.
+        clock: nanoseconds since the epoch.
+
+    Raises:
+        CodecError: the message is too large or of no type that travels on the bus.
+    """
+    envelope = wrap(
+        message,
+        source=source,
+        priority=priority,
+        message_id=message_id,
+        correlation_id=correlation_id,
+    )
+    return seal_envelope(envelope, stream=stream, ring=ring, clock=clock)

@@ -1,0 +1,244 @@
+"""Whom to believe: the key ring that signs and verifies, and the window of nonces seen."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import os
+import re
+import struct
+from collections import deque
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Self
+
+FRESH_BACK_MS: Final = 60_000
+"""How long before the server took it an envelope may have been sealed."""
+FRESH_AHEAD_MS: Final = 5_000
+"""How far a sender's clock may be ahead of the server's."""
+NONCE_BYTES: Final = 16
+
+_ENTRY_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
+_KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = logging.getLogger(__name__)
+
+
+def signature_of(secret: bytes, payload: bytes) -> bytes:
+    """Return the base64 HMAC-SHA256 of ``payload``, as it stands in an entry."""
+    return base64.b64encode(hmac.digest(secret, payload, "sha256"))
+
+
+def made_with(secret: bytes, payload: bytes, signature: bytes) -> bool:
+    """Tell whether ``secret`` made ``signature``, in constant time."""
+    return hmac.compare_digest(signature_of(secret, payload), signature)
+
+
+class KeyRing:
+    """Named secrets. The first signs, all verify, so that keys are rotated with no gap."""
+
+    def __init__(self, keys: dict[str, bytes] | None = None) -> None:
+        self._keys = dict(keys or {})
+        self.signing_key = next(iter(self._keys), "")
+        """The id of the key that signs; empty where signing is off."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``id:base64secret[,id:base64secret...]``; empty text is a ring without keys.
+
+        Raises:
+            ValueError: which key is wrong and how, in one line, without showing a secret.
+        """
+        keys: dict[str, bytes] = {}
+        for place, item in enumerate(filter(None, map(str.strip, text.split(","))), start=1):
+            key_id, colon, encoded = item.partition(":")
+            if not colon or _KEY_ID.fullmatch(key_id) is None:
+                raise ValueError(f"key {place}: must be id:base64secret, id of A-Z a-z 0-9 . _ -")
+            if key_id in keys:
+                raise ValueError(f"key {place}: id {key_id!r} is given twice")
+            keys[key_id] = _secret(encoded, key_id)
+        return cls(keys)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether signing is on."""
+        return bool(self._keys)
+
+    def sign(self, payload: bytes) -> tuple[str, bytes]:
+        """Return the signing key's id and the base64 signature.
+
+        Raises:
+            ValueError: the ring is empty.
+        """
+        if not self._keys:
+            raise ValueError("signing is off: the key ring is empty")
+        return self.signing_key, signature_of(self._keys[self.signing_key], payload)
+
+    def verify(self, key_id: str, payload: bytes, signature: bytes) -> bool:
+        """Tell whether the key named ``key_id`` made ``signature``, in constant time."""
+        secret = self._keys.get(key_id)
+        return secret is not None and made_with(secret, payload, signature)
+
+    def __contains__(self, key_id: str) -> bool:
+        return key_id in self._keys
+
+    def __repr__(self) -> str:
+        return f"KeyRing({', '.join(self._keys) or 'empty'})"
+
+
+def _secret(encoded: str, key_id: str) -> bytes:
+    text = encoded.strip().rstrip("=").translate(str.maketrans("-_", "+/"))
+    try:
+        secret = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"key {key_id!r}: the secret isn't base64") from None
+    if not secret:
+        raise ValueError(f"key {key_id!r}: the secret is empty")
+    return secret
+
+
+_RECORD = struct.Struct("<16s8sQQ")  # nonce, stream (hash), entry id: milliseconds, sequence
+_Seen = tuple[int, int]
+
+
+class NonceWindow:
+    """Nonces seen, each bound to the one entry that brought it.
+
+    The same nonce in the same entry is a redelivery and passes; in another entry it is a replay.
+    An envelope can be fresh only in entries less than 65 s apart, so older nonces are forgotten:
+    by the highest entry id of their stream, never by this machine's clock. The latest ones stay
+    however old they are, for entries that are redelivered long after, out of order.
+
+    With a path the window survives a restart. Records are written before the entry is used, but
+    not fsynced: after a power cut the commands' ids still catch a replay. Not thread-safe; one
+    window per path.
+    """
+
+    WINDOW_MS: Final = FRESH_BACK_MS + FRESH_AHEAD_MS
+    KEPT_AT_LEAST: Final = 4_096
+    _COMPACT_FROM: Final = 8_192
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._seen: dict[bytes, tuple[bytes, _Seen]] = {}
+        self._order: deque[bytes] = deque()
+        self._highest: dict[bytes, int] = {}
+        self._path = path
+        self._file: int | None = None
+        self._records = 0
+        self.unsaved = 0
+        """Nonces that could not be written to the path: a restart will not know them."""
+        if path is not None:
+            self._load(path)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def check(self, nonce: bytes, stream: str, entry_id: str) -> bool:
+        """Remember ``nonce`` for this entry; false if another entry has brought it.
+
+        Raises:
+            ValueError: the entry id isn't ``milliseconds-sequence``, or the nonce not 16 bytes.
+        """
+        if len(nonce) != NONCE_BYTES:
+            raise ValueError(f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
+        key, entry = _stream_key(stream), parse_entry_id(entry_id)
+        seen = self._seen.get(nonce)
+        if seen is not None:
+            return seen == (key, entry)
+        self._remember(nonce, key, entry)
+        self._write(_RECORD.pack(nonce, key, *entry))
+        self._prune()
+        return True
+
+    def close(self) -> None:
+        """Close the file; the window must not be used any more."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _remember(self, nonce: bytes, key: bytes, entry: _Seen) -> None:
+        self._seen[nonce] = (key, entry)
+        self._order.append(nonce)
+        self._highest[key] = max(self._highest.get(key, 0), entry[0])
+
+    def _prune(self) -> None:
+        # Oldest arrivals first. One that is still in its window keeps the later ones: they are
+        # mostly younger, and the bound is what counts.
+        while len(self._order) > self.KEPT_AT_LEAST:
+            key, (milliseconds, _) = self._seen[self._order[0]]
+            if milliseconds >= self._highest[key] - self.WINDOW_MS:
+                break
+            del self._seen[self._order.popleft()]
+        if self._records > max(self._COMPACT_FROM, 2 * len(self._seen)):
+            self._compact()
+
+    def _load(self, path: Path) -> None:
+        data = path.read_bytes() if path.exists() else b""
+        for nonce, key, milliseconds, sequence in _records(data):
+            if nonce not in self._seen:
+                self._remember(nonce, key, (milliseconds, sequence))
+        self._compact()
+
+    def _compact(self) -> None:
+        """Write what is remembered to a new file and put that in place of the old one."""
+        if self._path is None:
+            return
+        scratch = self._path.with_name(self._path.name + ".new")
+        lines = (_RECORD.pack(n, self._seen[n][0], *self._seen[n][1]) for n in self._order)
+        try:
+            scratch.write_bytes(b"".join(lines))
+            scratch.chmod(0o600)
+            scratch.replace(self._path)
+            fresh = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        except OSError as error:
+            self._report(error, 0)
+            # The old file still serves, until it has grown as much again.
+        else:
+            self.close()
+            self._file = fresh
+        self._records = len(self._seen)
+
+    def _write(self, record: bytes) -> None:
+        if self._path is None:
+            return
+        try:
+            if self._file is None:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                self._file = os.open(self._path, flags, 0o600)
+            if os.write(self._file, record) != len(record):
+                # A torn record would shift all later ones: begin a clean file.
+                self._compact()
+        except OSError as error:
+            self._report(error, 1)
+        self._records += 1
+
+    def _report(self, error: OSError, lost: int) -> None:
+        if not self.unsaved:
+            _log.warning("nonces can't be kept in %s: %s", self._path, error)
+        self.unsaved += lost
+
+
+def parse_entry_id(entry_id: str) -> tuple[int, int]:
+    """Return (milliseconds, sequence) of a stream entry's id.
+
+    Raises:
+        ValueError: it isn't ``milliseconds-sequence``, both of at most 64 bits.
+    """
+    parts = _ENTRY_ID.fullmatch(entry_id)
+    if parts is None:
+        raise ValueError(f"entry id {entry_id[:60]!r}: must be milliseconds-sequence")
+    numbers = int(parts[1]), int(parts[2])
+    if max(numbers) >= 1 << 64:
+        raise ValueError(f"entry id {entry_id[:60]!r}: more than 64 bits")
+    return numbers
+
+
+@lru_cache(maxsize=256)
+def _stream_key(stream: str) -> bytes:
+    return hashlib.blake2b(stream.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes, int, int]]:
+    whole = len(data) - len(data) % _RECORD.size
+    yield from _RECORD.iter_unpack(data[:whole])
