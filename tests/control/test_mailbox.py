@@ -59,9 +59,10 @@ def test_waiting_is_set_by_a_post_and_cleared_by_a_take() -> None:
     mailbox = Mailbox()
     assert not mailbox.waiting
     mailbox.post(delivery("PAUSE"))
-    assert mailbox.waiting
+    waiting = [mailbox.waiting]
     assert ids(mailbox.take()) == ["PAUSE-ann"]
-    assert not mailbox.waiting
+    waiting.append(mailbox.waiting)
+    assert waiting == [True, False]
     assert mailbox.take() == []
 
 

@@ -68,7 +68,8 @@ class Moons:
 
     def accuracy(self, model: nn.Module, batch: Any) -> Tensor:
         x, y = batch
-        return (model(x).argmax(1) == y).float().mean()
+        right: Tensor = model(x).argmax(1) == y
+        return right.float().mean()
 
     def optimizer(self, params: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(params, lr=self.lr)

@@ -1,0 +1,218 @@
+"""Between the bus and the mailbox: entries become deliveries, messages become packets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+
+from google.protobuf.message import Message
+
+from tolaria_bus.leyline import (
+    AdaptationCommand,
+    BusMessageType,
+    CommandEmergency,
+    CommandOutcome,
+    CommandStatus,
+    CommandType,
+    EmergencySignal,
+    FieldReport,
+    MessagePriority,
+    Settlement,
+    SystemStatePacket,
+    TelemetryEvent,
+    TelemetryLevel,
+    TelemetryPacket,
+)
+from tolaria_bus.leyline.codec import encode, short_name
+from tolaria_bus.oona.consumer import Received
+from tolaria_bus.oona.outbox import Outbox
+from tolaria_bus.oona.sealing import new_message_id
+from tolaria_bus.oona.streams import Streams
+from tolaria_bus.tolaria.control.mailbox import Delivery
+
+
+class BusOutbound:
+    """The trainer's way out: puts what it says into the outbox, by stream and priority.
+
+    Args:
+        outbox: Takes packets from any thread, in microseconds.
+        streams: Names of the streams.
+        run: The run's id.
+        on_outcome: Told, on the trainer's thread, once an entry's outcome is in the outbox.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        streams: Streams,
+        run: str,
+        on_outcome: Callable[[CommandOutcome, Delivery], None] = lambda *_: None,
+    ) -> None:
+        self._outbox = outbox
+        self._streams = streams
+        self._run = run
+        self._on_outcome = on_outcome
+
+    def telemetry(self, packet: TelemetryPacket, priority: MessagePriority.ValueType) -> None:
+        """HIGH and CRITICAL to the emergency stream, the rest to the run's telemetry."""
+        stream = (
+            self._streams.emergency
+            if priority >= MessagePriority.MESSAGE_PRIORITY_HIGH
+            else self._streams.telemetry(self._run)
+        )
+        self._outbox.put(packet, stream=stream, priority=priority, message_id=packet.packet_id)
+
+    def emergency(self, signal: EmergencySignal) -> None:
+        """To the emergency stream, ahead of everything."""
+        self._outbox.put(
+            signal,
+            stream=self._streams.emergency,
+            priority=MessagePriority.MESSAGE_PRIORITY_CRITICAL,
+            message_id=signal.attributes["signal_id"],
+        )
+
+    def state(self, packet: SystemStatePacket) -> None:
+        """To the run's state stream."""
+        self._outbox.put(
+            packet,
+            stream=self._streams.state(self._run),
+            priority=MessagePriority.MESSAGE_PRIORITY_NORMAL,
+            message_id=packet.packet_id,
+        )
+
+    def outcome(self, outcome: CommandOutcome, delivery: Delivery | None) -> None:
+        """To the run's outcomes; with a delivery, its entry is finished in the same step."""
+        settlement = None
+        if delivery is not None and delivery.group:
+            settlement = Settlement(
+                stream=delivery.stream,
+                group=delivery.group,
+                entry_id=delivery.entry_id,
+                # Only a run's own control stream has a single group.
+                delete=delivery.stream == self._streams.control(self._run),
+            )
+        self._outbox.put(
+            outcome,
+            stream=self._streams.outcomes(self._run),
+            priority=MessagePriority.MESSAGE_PRIORITY_NORMAL,
+            message_id=outcome_message_id(outcome, delivery),
+            correlation_id=outcome.command_id,
+            settlement=settlement,
+            durable=True,
+        )
+        if delivery is not None:
+            self._on_outcome(outcome, delivery)
+
+    def report(self, report: FieldReport) -> None:
+        """To the run's reports."""
+        self._outbox.put(
+            report,
+            stream=self._streams.reports(self._run),
+            priority=MessagePriority.MESSAGE_PRIORITY_NORMAL,
+            message_id=report.report_id,
+            correlation_id=report.command_id,
+            durable=True,
+        )
+
+
+def outcome_message_id(outcome: CommandOutcome, delivery: Delivery | None) -> str:
+    """The same for the same answer to the same entry, however often it is sent."""
+    entry = delivery.entry_id if delivery is not None else ""
+    status = short_name(CommandStatus, outcome.status)
+    text = f"{outcome.command_id}\0{entry}\0{status}\0{outcome.timeline}"
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def command_delivery(received: Received) -> Delivery:
+    """A command's entry as the trainer takes it.
+
+    Raises:
+        TypeError: The entry holds another kind of message.
+    """
+    message: Message = received.opened.message
+    if not isinstance(message, AdaptationCommand):
+        raise TypeError(f"expected AdaptationCommand, got {type(message).__name__}")
+    return Delivery(
+        command=message,
+        payload=received.opened.payload,
+        stream=received.stream,
+        entry_id=received.entry_id,
+        source=received.opened.source,
+        priority=received.opened.priority,
+        group=received.group,
+        digest=received.opened.digest,
+    )
+
+
+def signal_delivery(received: Received, run: str) -> Delivery | None:
+    """An emergency signal as a command to obey, or ``None`` where it isn't for this run.
+
+    The command's id comes from the signal's, so a signal is obeyed once.
+    """
+    signal: Message = received.opened.message
+    if not isinstance(signal, EmergencySignal) or not concerns(signal, run):
+        return None
+    signal_id = signal.attributes.get("signal_id") or f"{received.stream}/{received.entry_id}"
+    command = AdaptationCommand(
+        version=1,
+        command_id=f"signal:{signal_id}",
+        command_type=CommandType.COMMAND_EMERGENCY,
+        issued_at=signal.triggered_at,
+        issued_by=signal.origin,
+        # What this run says of it is for the record: nobody has to obey the echo.
+        emergency=CommandEmergency(level=signal.level, scope="self"),
+    )
+    command.annotations["reason"] = signal.reason
+    return Delivery(
+        command=command,
+        payload=encode(command),
+        stream=received.stream,
+        entry_id=received.entry_id,
+        source=received.opened.source,
+        priority=MessagePriority.MESSAGE_PRIORITY_CRITICAL,
+        group=received.group,
+    )
+
+
+def concerns(signal: EmergencySignal, run: str) -> bool:
+    """Does this run have to obey a signal? Never its own; else by the signal's scope."""
+    if signal.origin == f"run/{run}":
+        return False
+    scope = signal.attributes.get("scope", "self")
+    if scope == "all":
+        return True
+    if scope == "run":
+        return signal.run_id == run
+    if scope == "pattern":
+        return fnmatchcase(run, signal.attributes.get("runs", ""))
+    return False
+
+
+def bus_event(
+    run: str, name: str, detail: Mapping[str, str], priority: MessagePriority.ValueType
+) -> TelemetryPacket:
+    """An event of the bus itself as telemetry."""
+    loud = priority >= MessagePriority.MESSAGE_PRIORITY_HIGH
+    level = TelemetryLevel.TELEMETRY_LEVEL_WARNING if loud else TelemetryLevel.TELEMETRY_LEVEL_INFO
+    text = ", ".join(f"{key} {value}" for key, value in detail.items())
+    packet = TelemetryPacket(
+        packet_id=new_message_id(),
+        source_subsystem="oona",
+        level=level,
+        training_run_id=run,
+        priority=priority,
+        events=[
+            TelemetryEvent(
+                event_id=name, description=text or name, level=level, attributes=dict(detail)
+            )
+        ],
+    )
+    packet.timestamp.GetCurrentTime()
+    return packet
+
+
+COMMANDS = frozenset({BusMessageType.BUS_MESSAGE_TYPE_ADAPTATION_COMMAND})
+ALERTS = frozenset(
+    {BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL, BusMessageType.BUS_MESSAGE_TYPE_TELEMETRY}
+)

@@ -1,0 +1,299 @@
+"""The bus side of one worker: connections, lease, publisher, three consumers, and the beat."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from anyio import create_task_group
+from anyio.abc import TaskGroup
+from redis.exceptions import RedisError
+
+from tolaria_bus.leyline import CommandOutcome, MessagePriority
+from tolaria_bus.oona.connection import ServerClock, connect
+from tolaria_bus.oona.consumer import Consumer, Received
+from tolaria_bus.oona.directory import beat, runs, write_status
+from tolaria_bus.oona.lease import Lease
+from tolaria_bus.oona.opening import Opener
+from tolaria_bus.oona.outbox import Outbox
+from tolaria_bus.oona.publisher import Publisher
+from tolaria_bus.oona.spool import Spool
+from tolaria_bus.oona.streams import Streams
+from tolaria_bus.oona.trust import KeyRing, NonceWindow
+from tolaria_bus.settings import Settings
+from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
+from tolaria_bus.tolaria.recovery.run_folder import RunFolder
+from tolaria_bus.tolaria.summary import Progress
+from tolaria_bus.worker.bridge import (
+    ALERTS,
+    COMMANDS,
+    BusOutbound,
+    bus_event,
+    command_delivery,
+    signal_delivery,
+)
+
+BLOCK = timedelta(seconds=2)
+"""How long a reader waits in the server; a stop is noticed at once all the same."""
+COMPAT_SECRET = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
+LOUD = frozenset({"entries_lost", "group_recreated", "refused", "spool_failed", "unspooled"})
+"""Events of the bus that somebody has to know."""
+
+
+class RunKnown(RuntimeError):
+    """The server knows a run of this id, and its folder here is empty. One line says the mend."""
+
+
+class Bus:
+    """Everything between a mailbox and the server; an async context manager.
+
+    Args:
+        url: The server.
+        run: The run's id.
+        folder: The run's, open: the journal gives the lease its token, the spool lies beside it.
+        settings: Lengths, prefix, lease.
+        ring: Signs and verifies.
+        mailbox: Where commands go.
+        new: Take a run id that the server knows though the folder is empty.
+
+    Attributes:
+        outbound: The trainer's way out.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        run: str,
+        folder: RunFolder,
+        settings: Settings,
+        ring: KeyRing,
+        mailbox: Mailbox,
+        *,
+        new: bool = False,
+    ) -> None:
+        self._url = url
+        self._run = run
+        self._folder = folder
+        self._settings = settings
+        self._ring = ring
+        self._mailbox = mailbox
+        self._new = new
+        self._log = structlog.get_logger().bind(run=run)
+        self._streams = Streams(settings.prefix)
+        self._token = folder.ledger.starts + 1
+        self._began = time.time()
+        self._open: dict[tuple[str, str], Received] = {}
+        self._consumers: list[Consumer] = []
+        self._stack = AsyncExitStack()
+        self._clock = ServerClock()
+
+    async def __aenter__(self) -> Self:
+        """Connect, take the lease, start reading and publishing.
+
+        Raises:
+            LeaseHeld: Another worker has the run.
+            RunKnown: See there.
+            RedisError: The server doesn't answer.
+        """
+        async with AsyncExitStack() as stack:
+            self._loop = asyncio.get_running_loop()
+            self._client = await stack.enter_async_context(connect(self._url, name="tolaria-bus"))
+            await self._clock.sync(self._client)
+            await self._refuse_known_run()
+            await self._take_lease(stack)
+            self._spool = Spool(self._folder.path / "spool")
+            stack.callback(self._spool.close)
+            self._outbox = Outbox(
+                self._settings.outbox_capacity, self._spool, self._streams, self._run
+            )
+            self.outbound = BusOutbound(self._outbox, self._streams, self._run, self._forget_soon)
+            self._publisher = await self._make_publisher(stack)
+            self._tasks: TaskGroup = await stack.enter_async_context(create_task_group())
+            stack.callback(lambda: self._tasks.cancel_scope.cancel())
+            self._tasks.start_soon(self._publisher.run)
+            self._tasks.start_soon(self._lease.keep)
+            await self._start_consumers(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close everything; the lease has been given back by :meth:`drain`."""
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def drain(self, timeout: timedelta) -> None:
+        """Stop reading, send what was said, give the lease back; at most ``timeout`` in all."""
+        for consumer in self._consumers:
+            await consumer.stop()
+        left = await self._publisher.drain(timeout)
+        if left:
+            self._log.warning("not delivered yet; kept for the next start", packets=left)
+        try:
+            await self._lease.release()
+        except (RedisError, OSError) as error:
+            self._log.warning("the lease was not given back; it will lapse", reason=str(error))
+
+    def sync(self) -> None:
+        """Make the spool durable: for a process that is about to be ended."""
+        self._spool.sync()
+
+    async def beat(self, progress: Progress) -> None:
+        """Tell everybody where the run is. An outage is the publisher's to report."""
+        status: dict[str, Any] = {
+            "run": self._run,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "started": self._began,
+            "beat": time.time(),
+            "step": progress.step,
+            "total_steps": progress.total_steps,
+            "epoch": progress.epoch,
+            "epochs": progress.epochs,
+            "loss": progress.loss,
+            "accuracy": progress.accuracy,
+            "learning_rate": progress.lr,
+            "mode": progress.mode,
+            "timeline": progress.timeline,
+            "deferred": [item.command_id for item in self._folder.ledger.deferred()],
+        }
+        try:
+            await beat(self._client, self._streams, self._run, status)
+            await write_status(self._client, self._streams, self._run, status)
+        except (RedisError, OSError) as error:
+            self._log.debug("no beat", reason=str(error))
+
+    async def _refuse_known_run(self) -> None:
+        if (
+            self._folder.is_new
+            and not self._new
+            and self._run in await runs(self._client, self._streams)
+        ):
+            raise RunKnown(
+                f"the server knows a run {self._run!r}, but {self._folder.path} is empty: "
+                "give the folder that it has, another id, or --new to begin it anew"
+            )
+
+    async def _take_lease(self, stack: AsyncExitStack) -> None:
+        client = await stack.enter_async_context(connect(self._url, name="tolaria-lease"))
+        self._lease = Lease(
+            client,
+            self._streams,
+            self._run,
+            # The folder's lock keeps a second process of this machine away, so that whoever asks
+            # from here again is the successor of one that died.
+            holder=f"{platform.node()}:{self._folder.path}",
+            token=self._token,
+            ttl=timedelta(seconds=self._settings.lease_seconds),
+            on_lost=self._lease_lost,
+            on_event=self._on_event,
+        )
+        await self._lease.acquire(fresh=self._new)
+
+    async def _make_publisher(self, stack: AsyncExitStack) -> Publisher:
+        bulk = await stack.enter_async_context(connect(self._url, name="tolaria-publisher"))
+        emergency = await stack.enter_async_context(connect(self._url, name="tolaria-emergency"))
+        return Publisher(
+            bulk,
+            emergency,
+            self._outbox,
+            self._ring,
+            token=self._token,
+            lengths={
+                self._streams.telemetry(self._run): self._settings.telemetry_stream_length,
+            },
+            on_event=self._on_event,
+            on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
+        )
+
+    async def _start_consumers(self, stack: AsyncExitStack) -> None:
+        nonces = NonceWindow(self._folder.path / "nonces")
+        stack.callback(nonces.close)
+        secret = os.environ.get(COMPAT_SECRET, "") if self._settings.compat_envelopes else ""
+        opener = Opener(
+            self._ring,
+            nonces,
+            compat_secret=secret.encode() or None,
+            server_now_ms=self._clock.now_ms,
+        )
+        own, shared = "tolaria", f"tolaria.{self._run}"
+        for stream, group, accept, delete in (
+            (self._streams.control(self._run), own, COMMANDS, True),
+            (self._streams.fleet_control, shared, COMMANDS, False),
+            (self._streams.emergency, shared, ALERTS, False),
+        ):
+            client = await stack.enter_async_context(
+                connect(self._url, name="tolaria-reader", block=BLOCK)
+            )
+            acks = await stack.enter_async_context(connect(self._url, name="tolaria-acks"))
+            consumer = Consumer(
+                client,
+                acks,
+                stream=stream,
+                group=group,
+                # Stable: what an earlier process of this run left pending is our own.
+                name=self._run,
+                opener=opener,
+                ring=self._ring,
+                accept=accept,
+                delete=delete,
+                start="0" if delete else "$",
+                block=BLOCK,
+                on_event=self._on_event,
+            )
+            self._consumers.append(consumer)
+            handler = self._take_signal if accept is ALERTS else self._take_command
+            await consumer.prepare()
+            self._tasks.start_soon(partial(consumer.run, handler))
+
+    async def _take_command(self, received: Received) -> None:
+        self._post(received, command_delivery(received))
+
+    async def _take_signal(self, received: Received) -> None:
+        delivery = signal_delivery(received, self._run)
+        if delivery is None:
+            await received.ack()
+        else:
+            self._post(received, delivery)
+
+    def _post(self, received: Received, delivery: Delivery) -> None:
+        self._open[received.stream, received.entry_id] = received
+        self._mailbox.post(delivery)
+
+    def _forget_soon(self, outcome: CommandOutcome, delivery: Delivery) -> None:
+        """The outcome is in the spool and finishes the entry. Called on the training thread."""
+        del outcome
+        key = delivery.stream, delivery.entry_id
+
+        def forget() -> None:
+            received = self._open.pop(key, None)
+            if received is not None:
+                received.forget()
+
+        self._loop.call_soon_threadsafe(forget)
+
+    def _lease_lost(self, reason: str) -> None:
+        self._log.error("the run was taken over: stopping", reason=reason)
+        self._mailbox.request_stop("lease")
+
+    def _on_event(self, name: str, detail: Mapping[str, str]) -> None:
+        loud = name in LOUD
+        (self._log.warning if loud else self._log.info)(name, **detail)
+        priority = (
+            MessagePriority.MESSAGE_PRIORITY_HIGH
+            if loud
+            else MessagePriority.MESSAGE_PRIORITY_NORMAL
+        )
+        self.outbound.telemetry(bus_event(self._run, name, detail, priority), priority)

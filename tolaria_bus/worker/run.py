@@ -1,0 +1,159 @@
+"""One worker, from its start to a graceful stop: the bus tasks and the training thread.
+
+Start: the job and the settings are checked, the run's folder is locked, the server is found or
+started, the run's lease is taken. Then the bus side and the training thread run until training
+ends, by itself or because it is asked to. Stop: no new entries are read, what training said is
+flushed, the lease is given back, the embedded server ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+import structlog
+
+from tolaria_bus.oona.connection import check
+from tolaria_bus.oona.embedded import EmbeddedServer
+from tolaria_bus.settings import Settings
+from tolaria_bus.tolaria.control.mailbox import Mailbox
+from tolaria_bus.tolaria.engine.job import Job, load_job
+from tolaria_bus.tolaria.recovery.run_folder import RunFolder
+from tolaria_bus.tolaria.summary import RunSummary
+from tolaria_bus.tolaria.trainer import Trainer
+from tolaria_bus.worker.bus import Bus
+from tolaria_bus.worker.leaving import exit_at_once, watch_signals
+from tolaria_bus.worker.logs import configure
+from tolaria_bus.worker.spec import WorkerSpec, check_trust, key_ring, new_run_id, run_path
+from tolaria_bus.worker.thread import TrainingThread
+
+PROGRESS_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    spec: WorkerSpec
+    job: Job
+    run: str
+    folder: RunFolder
+    url: str
+
+
+def run_worker(spec: WorkerSpec) -> RunSummary:
+    """Run one worker in this process until its training ends.
+
+    Raises:
+        JobError: The job can't be loaded, or its own code failed.
+        SettingError: A setting is wrong.
+        RunLocked: Another process works on the run.
+        LeaseHeld: Another worker has the run, by what the server says.
+        ServerUnreachable: There is no usable server.
+    """
+    configure(spec.log)
+    log = structlog.get_logger()
+    ring = key_ring(spec.settings)
+    job = load_job(spec.job, spec.job_options)
+    run = spec.settings.run or new_run_id(job.name)
+    with ExitStack() as stack:
+        path = run_path(spec.settings, run)
+        folder = RunFolder.open(
+            path,
+            keep=spec.settings.checkpoint_keep,
+            on_event=lambda name, detail: log.warning(name, **detail),
+        )
+        stack.callback(folder.close)
+        url = spec.settings.redis_url or _embedded(stack, path, run)
+        if warning := check_trust(spec.settings, ring, url):
+            log.warning(warning)
+        prepared = _Prepared(spec, job, run, folder, url)
+        return anyio.run(_serve, prepared, backend="asyncio", backend_options={"use_uvloop": True})
+
+
+def _embedded(stack: ExitStack, path: Path, run: str) -> str:
+    server = stack.enter_context(EmbeddedServer.start(path, run))
+    structlog.get_logger().info(
+        "embedded server", run=run, address=server.url, by_hand=server.cli, folder=str(path)
+    )
+    return server.url
+
+
+async def _serve(prepared: _Prepared) -> RunSummary:
+    settings, mailbox = prepared.spec.settings, Mailbox()
+    log = structlog.get_logger().bind(run=prepared.run)
+    await check(prepared.url)
+    bus = Bus(
+        prepared.url,
+        prepared.run,
+        prepared.folder,
+        settings,
+        key_ring(settings),
+        mailbox,
+        new=prepared.spec.new,
+    )
+    async with bus:
+        trainer: list[Trainer] = []
+
+        def train() -> RunSummary:
+            # Made on its own thread: building a model and restoring a state take a while.
+            trainer.append(
+                Trainer(
+                    prepared.job,
+                    settings,
+                    prepared.run,
+                    prepared.folder,
+                    mailbox,
+                    bus.outbound,
+                )
+            )
+            return trainer[0].run()
+
+        thread = TrainingThread(train)
+        async with anyio.create_task_group() as tasks:
+            leave = partial(exit_at_once, bus.sync)
+
+            def drain(reason: str) -> None:
+                log.info("stopping", reason=reason, again="a second signal stops at once")
+                mailbox.request_stop("signal")
+                tasks.start_soon(_leave_late, settings, leave)
+
+            await tasks.start(watch_signals, drain, leave)
+            tasks.start_soon(_watch, prepared, trainer, bus)
+            thread.start()
+            try:
+                summary = await thread.result()
+            finally:
+                # Also when training failed: what it said last must still go out.
+                with anyio.CancelScope(shield=True):
+                    await bus.drain(timedelta(seconds=settings.drain_seconds))
+                tasks.cancel_scope.cancel()
+        return summary
+
+
+async def _leave_late(settings: Settings, leave: Callable[[], NoReturn]) -> None:
+    await anyio.sleep(settings.drain_seconds)
+    structlog.get_logger().error(
+        "training didn't reach a fence in time: leaving; the journal has everything",
+        seconds=settings.drain_seconds,
+    )
+    leave()
+
+
+async def _watch(prepared: _Prepared, trainer: list[Trainer], bus: Bus) -> None:
+    """Show where the run is: to the caller often, to everybody on the bus each second."""
+    told = 0.0
+    while True:
+        if trainer:
+            progress = trainer[0].progress
+            if prepared.spec.progress is not None:
+                prepared.spec.progress(progress)
+            if time.monotonic() - told >= 1.0:
+                told = time.monotonic()
+                await bus.beat(progress)
+        await anyio.sleep(PROGRESS_SECONDS)

@@ -1,0 +1,82 @@
+"""What a worker needs to know before it starts, checked before anything is begun."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tolaria_bus.oona.connection import is_local
+from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.settings import SettingError, Settings
+from tolaria_bus.tolaria.summary import Progress
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One worker, as asked for.
+
+    Attributes:
+        job: ``digits``, ``module:attribute`` or ``path/to/file.py:attribute``.
+        settings: Everything that has a setting.
+        job_options: The job's own options.
+        embedded: Start a server in the run's folder where no URL is given.
+        progress: Called on the event loop's thread a few times a second.
+        log: How to log: for people, or as JSON lines.
+        new: Start anew though the server knows a run of this id and the folder is empty.
+    """
+
+    job: str
+    settings: Settings
+    job_options: dict[str, str] = field(default_factory=dict)
+    embedded: bool = True
+    progress: Callable[[Progress], None] | None = None
+    log: Literal["console", "json"] = "console"
+    new: bool = False
+
+
+def new_run_id(job: str) -> str:
+    """A run id for somebody who gave none: the job, the minute, and what makes it unique."""
+    stem = "".join(letter if letter.isalnum() else "-" for letter in job)[:40].strip("-") or "run"
+    return f"{stem}-{time.strftime('%m%d-%H%M')}-{secrets.token_hex(2)}"
+
+
+def run_path(settings: Settings, run: str) -> Path:
+    """The run's folder, absolute."""
+    return (settings.run_dir or settings.runs_dir / run).expanduser().resolve()
+
+
+def key_ring(settings: Settings) -> KeyRing:
+    """The key ring that the settings name; empty where signing is off.
+
+    Raises:
+        SettingError: A key is malformed.
+    """
+    if settings.signing_keys is None:
+        return KeyRing()
+    try:
+        return KeyRing.parse(settings.signing_keys.get_secret_value())
+    except ValueError as error:
+        raise SettingError(f"setting signing_keys: {error}") from None
+
+
+def check_trust(settings: Settings, ring: KeyRing, url: str) -> str:
+    """Decide whether unsigned commands are taken from this server.
+
+    Returns:
+        A warning for people, or nothing where signing is on.
+
+    Raises:
+        SettingError: Signing is off, and others than this machine can reach the server.
+    """
+    if ring.enabled:
+        return ""
+    if not is_local(url) and not settings.allow_unsigned:
+        raise SettingError(
+            "setting signing_keys: none, and the server isn't on this machine: set "
+            "TOLARIA_SIGNING_KEYS, or TOLARIA_ALLOW_UNSIGNED=1 to take commands from anybody there"
+        )
+    return "signing is off: whoever reaches the server can steer this run (TOLARIA_SIGNING_KEYS)"
