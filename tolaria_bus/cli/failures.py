@@ -1,0 +1,38 @@
+"""Errors that are the user's to mend: one line on standard error, exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+USER_ERROR: Final = 2
+
+_KNOWN: Final = (
+    ("tolaria_bus.settings", "SettingError"),
+    ("tolaria_bus.cli.words", "ComposeError"),
+    ("tolaria_bus.cli.locate", "NotLocated"),
+    ("tolaria_bus.oona.connection", "BadUrl"),
+    ("tolaria_bus.oona.connection", "ServerUnreachable"),
+    ("tolaria_bus.oona.embedded", "ServerStartError"),
+    ("tolaria_bus.oona.lease", "LeaseHeld"),
+    ("tolaria_bus.leyline.codec", "CodecError"),
+    ("tolaria_bus.worker.bus", "RunKnown"),
+    ("tolaria_bus.tolaria.engine.job_errors", "JobError"),
+    ("tolaria_bus.tolaria.recovery.journal", "RunLocked"),
+    ("tolaria_bus.tolaria.recovery.journal", "JournalCorrupt"),
+    ("tolaria_bus.tolaria.recovery.journal", "JournalUnwritable"),
+    ("redis.exceptions", "RedisError"),
+)
+"""Module and class. A module that isn't loaded can't have raised anything, so none is imported."""
+
+
+def one_line(error: BaseException) -> str | None:
+    """The line for an error that the user can mend, else ``None``: it is a fault of ours."""
+    for module, name in _KNOWN:
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None and isinstance(error, kind):
+            text = " ".join(str(error).split()) or type(error).__name__
+            return f"server: {text}" if module == "redis.exceptions" else text
+    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        return one_line(error.exceptions[0])
+    return None

@@ -1,0 +1,29 @@
+"""Which runs a server knows, and which of them somebody works on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio import Redis
+
+from tolaria_bus.oona.streams import RUN_ID, Streams
+
+
+async def known_runs(client: Redis, streams: Streams) -> list[str]:
+    """Ids of all runs that ever said they are there, sorted. Raises redis-py's errors."""
+    keys: Any = await client.hkeys(streams.runs)
+    names = (key.decode("utf-8", "replace") for key in keys)
+    return sorted(name for name in names if RUN_ID.fullmatch(name))
+
+
+async def live_runs(client: Redis, streams: Streams) -> list[str]:
+    """Those whose lease is held, sorted. Raises redis-py's errors.
+
+    The lease is asked, not the time of the last beat: that is by another machine's clock.
+    """
+    names = await known_runs(client, streams)
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.exists(streams.lease(name))
+    held = await pipe.execute() if names else []
+    return [name for name, count in zip(names, held, strict=True) if count]
