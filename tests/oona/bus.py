@@ -210,6 +210,13 @@ async def pending(redis: Redis, stream: str, group: str) -> int:
     return int((await redis.xpending(stream, group))["pending"])
 
 
+async def finished(redis: Redis, stream: str = CONTROL, group: str = GROUP) -> None:
+    """Wait until nothing of a group is pending."""
+    with anyio.fail_after(SOON):
+        while await pending(redis, stream, group):  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+
+
 async def taken_entry(redis: Redis, stream: str, group: str) -> str:
     """The id of an entry that is in its stream and pending."""
     await redis.xgroup_create(stream, group, "0", mkstream=True)

@@ -142,8 +142,7 @@ class GroupReader:
             ids = [entry_id for entry_id in page if entry_id not in keep]
             if ids:
                 place = (self._stream, self._group, self._name, 0)
-                options = ("IDLE", _RELEASED_MS, "JUSTID")
-                await self._call(self._other, "XCLAIM", *place, *ids, *options)
+                await self._other.xclaim(*place, list(ids), idle=_RELEASED_MS, justid=True)
             released += len(ids)
             start = f"({list(page)[-1]}"
         return released
