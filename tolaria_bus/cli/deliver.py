@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from tolaria_bus.cli.circumstances import Circumstances, annotate, priority
 from tolaria_bus.cli.describe import command_name, describe
 from tolaria_bus.cli.follow import BLOCK, Follower, last_ids, reach, reason_of
+from tolaria_bus.cli.leaving import interrupt_at_once
 from tolaria_bus.cli.locate import Place, locate, only_run
 from tolaria_bus.cli.opening import Reader, key_ring
 from tolaria_bus.cli.options import WAIT_SECONDS, Sending
@@ -87,6 +88,7 @@ def deliver(composed: AdaptationCommand, given: Sending) -> int:
         return Exit.APPLIED
     settings, _ = load()
     place = locate(given.asked, settings)
+    interrupt_at_once()
     return anyio.run(_deliver, command, given, settings, place, sender)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-import signal
-from typing import Annotated, Any, Final, NoReturn
+import sys
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -56,6 +57,7 @@ def tail(
 
     import anyio
 
+    from tolaria_bus.cli.leaving import leave_at_once
     from tolaria_bus.cli.locate import Asked, locate
     from tolaria_bus.cli.opening import Reader
     from tolaria_bus.cli.tailing import Tail, Wanted
@@ -74,18 +76,14 @@ def tail(
         follow=not no_follow,
         as_json=as_json,
     )
-    signal.signal(signal.SIGTERM, _leave)
+    leave_at_once()
     try:
         anyio.run(Tail(wanted, place, Reader.of(settings)).show)
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+    except BrokenPipeError:
+        # Here, as typer would make a failure of it. Python would complain at exit, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build() -> Any:
     """Build the command."""
     return command(tail, "tail")
-
-
-def _leave(*_: object) -> NoReturn:
-    # As the first process of a container it would otherwise not be ended by SIGTERM at all.
-    raise SystemExit(0)
