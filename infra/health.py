@@ -1,0 +1,67 @@
+"""Health check of a container: is the server reached, and, given a run, is its worker alive?
+
+    python health.py [RUN]
+
+The worker rewrites the run's status every second, from the thread that also serves the bus: a
+status that is old means that nobody reads commands any more. A run that is paused is healthy.
+Exit code 0 healthy, 1 not; one line says why. Imports no torch: it runs every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from tolaria_bus.oona.streams import Streams
+
+LATE = 15.0
+"""Seconds after which a status, rewritten each second, means that its writer is gone."""
+REPLY = 3.0
+"""Seconds to wait for the server."""
+
+
+def main() -> int:
+    """Check, print one line, return the exit code."""
+    run = sys.argv[1] if len(sys.argv) > 1 else ""
+    url = os.environ.get("TOLARIA_REDIS_URL", "")
+    if not url:
+        return _say("TOLARIA_REDIS_URL is not set", healthy=False)
+    try:
+        with Redis.from_url(
+            url,
+            socket_timeout=REPLY,
+            socket_connect_timeout=REPLY,
+            # The engine asks again soon enough, and counts.
+            retry=Retry(NoBackoff(), 0),
+        ) as client:
+            client.ping()
+            if not run:
+                return _say("the server answers", healthy=True)
+            streams = Streams(os.environ.get("TOLARIA_PREFIX", "oona"))
+            status = client.get(streams.status(run))
+    except (RedisError, OSError, ValueError) as error:
+        return _say(" ".join(str(error).split()), healthy=False)
+    if not isinstance(status, bytes):
+        return _say(f"run {run} has no status yet", healthy=False)
+    told = json.loads(status)
+    age = time.time() - float(told["beat"])
+    return _say(
+        f"run {run}: step {told['step']}, {told['mode']}, status {age:.1f} s old",
+        healthy=age < LATE,
+    )
+
+
+def _say(line: str, *, healthy: bool) -> int:
+    print(line)
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
