@@ -1,0 +1,102 @@
+"""From a cause on the training thread to a third party's reader of the emergency stream."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import anyio
+import torch
+
+from bench.harness import Result, percentile, single
+from bench.server import Place, server
+from tolaria_bus.leyline import EmergencySignal, MessagePriority
+from tolaria_bus.oona.connection import connect
+from tolaria_bus.oona.outbox import Outbox
+from tolaria_bus.oona.publisher import Publisher
+from tolaria_bus.oona.spool import Spool
+from tolaria_bus.oona.streams import Streams
+from tolaria_bus.oona.trust import KeyRing
+
+SIGNALS = 300
+PAUSE = 0.01
+STREAMS = Streams()
+READER = """
+import sys, time, redis
+client, last = redis.Redis.from_url(sys.argv[1]), "$"
+print("ready", flush=True)
+left = int(sys.argv[2])
+while left:
+    for _, entries in client.xread({sys.argv[3]: last}, block=20000):
+        now = time.monotonic_ns()
+        for last, _ in entries:
+            print(now, flush=True)
+            left -= 1
+"""
+
+
+def run() -> Result:
+    """Raise signals, with the machine idle and with training on all cores."""
+    result = Result("emergency", f"{SIGNALS} signals, read by another process with plain redis-py")
+    for name, busy in (("idle", False), ("training on all cores", True)):
+        with server() as place:
+            waits = anyio.run(
+                _measure, place, busy, backend="asyncio", backend_options={"use_uvloop": True}
+            )
+        for share in (0.5, 0.99):
+            value = percentile(waits, share)
+            result.figures.append(
+                single(f"cause to reader, {name}, p{share * 100:.0f}", [value], "ms", goal="<= 10")
+            )
+    return result
+
+
+async def _measure(place: Place, busy: bool) -> list[float]:
+    spool = Spool(place.folder / "spool")
+    outbox = Outbox(65_536, spool, STREAMS, "bench")
+    command = [sys.executable, "-c", READER, place.url, str(SIGNALS), STREAMS.emergency]
+    # Started before anything is measured: it may block the loop.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:  # noqa: ASYNC220
+        assert reader.stdout is not None
+        lines = reader.stdout
+        await anyio.to_thread.run_sync(lines.readline)
+        await anyio.sleep(0.2)  # Until its first read blocks in the server.
+        causes: list[int] = []
+        thread = threading.Thread(target=_train, args=(outbox, causes, busy), daemon=True)
+        async with (
+            connect(place.url, name="bench-bulk") as bulk,
+            connect(place.url, name="bench-emergency") as emergency,
+            anyio.create_task_group() as tasks,
+        ):
+            publisher = Publisher(bulk, emergency, outbox, KeyRing())
+            tasks.start_soon(publisher.run)
+            thread.start()
+            seen = await anyio.to_thread.run_sync(
+                lambda: [int(lines.readline()) for _ in range(SIGNALS)]
+            )
+            await publisher.drain(timedelta(seconds=10))
+            publisher.stop()
+        thread.join()
+    spool.close()
+    return [(there - cause) / 1e6 for cause, there in zip(causes, seen, strict=True)]
+
+
+def _train(outbox: Outbox, causes: list[int], busy: bool) -> None:
+    """Steps of a few milliseconds, or sleeps of the same length, and a signal after each."""
+    weight = torch.randn(512, 512, requires_grad=True)
+    for number in range(SIGNALS):
+        end = time.monotonic() + PAUSE
+        while busy and time.monotonic() < end:
+            (weight @ weight).sum().backward()  # type: ignore[no-untyped-call]
+        if not busy:
+            time.sleep(PAUSE)
+        signal = EmergencySignal(version=1, reason=f"bench {number}", run_id="bench")
+        causes.append(time.monotonic_ns())
+        outbox.put(
+            signal,
+            stream=STREAMS.emergency,
+            priority=MessagePriority.MESSAGE_PRIORITY_CRITICAL,
+        )
