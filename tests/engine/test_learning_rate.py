@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tolaria_bus.tolaria.engine import LearningRateController, OptimizerManager
+from tolaria_bus.tolaria.engine import JobError, LearningRateController, OptimizerManager
 from tolaria_bus.tolaria.engine.learning_rate import Correction, LearningRateRefused
 
 
@@ -165,7 +165,7 @@ def test_other_wrong_changes_are_refused_naming_the_field():
 
 
 def test_a_job_whose_own_rate_is_out_of_range_is_refused():
-    with pytest.raises(LearningRateRefused, match="learning_rate is 200"):
+    with pytest.raises(JobError, match=r"group 'host': learning_rate is 200"):
         LearningRateController(manager(lr=200.0), None, 10)
 
 

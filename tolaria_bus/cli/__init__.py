@@ -17,7 +17,7 @@ import typer
 
 from tolaria_bus import __version__
 from tolaria_bus.cli.failures import USER_ERROR, one_line
-from tolaria_bus.cli.lazy import HELP, group
+from tolaria_bus.cli.lazy import HELP, ReaderGone, group
 
 PROGRAM: Final = "tolaria-bus"
 INTERRUPTED: Final = 130
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BrokenPipeError:
+    except ReaderGone:
         code = _reader_gone()
     except Exception as error:  # noqa: BLE001 - what isn't known is raised again
         code = _explain(error)

@@ -7,6 +7,7 @@ needs costs more, and ``send`` has to feel immediate.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
@@ -17,6 +18,10 @@ from typer.main import get_command
 HELP: Final = {"help_option_names": ["-h", "--help"]}
 Loader = Callable[[], Any]
 """Builds one command, ready to be invoked."""
+
+
+class ReaderGone(Exception):
+    """Nobody reads the output any more."""
 
 
 class LazyGroup(TyperGroup):
@@ -55,6 +60,15 @@ def group(members: Mapping[str, Loader]) -> type[LazyGroup]:
 
 def command(function: Callable[..., Any], name: str) -> Any:
     """Build one command from a function whose annotations are its arguments and options."""
+
+    @functools.wraps(function)
+    def run(*words: Any, **options: Any) -> Any:
+        try:
+            return function(*words, **options)
+        except BrokenPipeError:
+            # typer would make a failure of it; whoever pipes into `head` has what he wants.
+            raise ReaderGone from None
+
     single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-    single.command(name, context_settings=HELP)(function)
+    single.command(name, context_settings=HELP)(run)
     return get_command(single)

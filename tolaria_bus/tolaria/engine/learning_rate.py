@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
+from tolaria_bus.tolaria.engine.job_errors import JobError
 from tolaria_bus.tolaria.engine.numbers import is_number
 from tolaria_bus.tolaria.engine.schedule import LearningRateRefused, Schedule, factor_at, whole
 
@@ -95,7 +96,8 @@ class LearningRateController:
         max_lr: No base rate may exceed it.
 
     Raises:
-        LearningRateRefused: the schedule is not one, or the optimizer's own rate is out of range.
+        LearningRateRefused: the schedule is not one.
+        JobError: the rate that the job's optimizer was made with is out of range.
     """
 
     def __init__(
@@ -118,7 +120,10 @@ class LearningRateController:
         for name, group in self._groups():
             # A tensor as the rate would be compared, and copied to the host, at each step.
             rate = group["lr"] = float(group["lr"])
-            self._check_rate("learning_rate", rate)
+            try:
+                self._check_rate("learning_rate", rate)
+            except LearningRateRefused as error:
+                raise JobError(f"the job's optimizer, group {name!r}: {error}") from error
             self._rates[name] = _Rate(start=rate, base=rate, applied=rate)
 
     def apply(self, step: int) -> tuple[Correction, ...]:
