@@ -186,7 +186,7 @@ async def send(
     redis: Redis, stream: str, message: Any, ring: KeyRing = UNSIGNED, **fields: Any
 ) -> str:
     """Put a message into a stream as another program would; its entry's id."""
-    sealed = seal(message, stream=stream, source="test", ring=ring, **fields)
+    sealed = seal(message, stream=stream, ring=ring, **{"source": "test", **fields})
     pairs = [part for pair in sealed.items() for part in pair]
     entry_id: bytes = await redis.execute_command("XADD", stream, "*", *pairs)  # type: ignore[no-untyped-call]
     return entry_id.decode()

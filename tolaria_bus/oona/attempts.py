@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from redis.exceptions import ResponseError
+
 from tolaria_bus.oona.backoff import Backoff
 from tolaria_bus.oona.events import OnEvent, reason_of
 
@@ -28,7 +30,9 @@ class Attempts:
         self._refused: frozenset[str] = frozenset()
 
     def failed(self, error: Exception) -> float:
-        """The server wasn't reached; seconds to wait."""
+        """The server wasn't reached, or answered with an error; seconds to wait."""
+        if isinstance(error, ResponseError):
+            return self.answered({reason_of(error): 1})
         if self._lost_at is None:
             self._lost_at = time.monotonic()
             self._tell("disconnected", error=reason_of(error))

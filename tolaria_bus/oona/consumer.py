@@ -225,8 +225,6 @@ class Consumer:
     def _failed(self, error: RedisError | OSError) -> float:
         """Something was perhaps delivered that we don't know of: look. Seconds to wait."""
         self._own_after = "0"
-        if isinstance(error, ResponseError):
-            return self._attempts.answered({reason_of(error): 1})
         return self._attempts.failed(error)
 
     async def _fetch(self) -> list[Delivered]:

@@ -28,6 +28,7 @@ _REMEMBERED: Final = 10_000
 
 class _Owner(Protocol):
     async def acknowledge(self, received: Received) -> None: ...
+    def acknowledge_soon(self, received: Received) -> None: ...
     async def bury(self, received: Received, reason: str, detail: str) -> None: ...
     def forget(self, received: Received) -> None: ...
 
@@ -67,6 +68,10 @@ class Received:
         """
         await self._owner.acknowledge(self)
 
+    def ack_soon(self) -> None:
+        """Finish it with the next group, without waiting: for effects that may happen twice."""
+        self._owner.acknowledge_soon(self)
+
     async def dead_letter(self, reason: str, detail: str) -> None:
         """Finish it as one that can't be used; through an outage as soon as that ends.
 
@@ -93,7 +98,7 @@ class InFlight:
         on_event: Told of troubles.
 
     Attributes:
-        acknowledged: Entries finished here.
+        acknowledged: How many acknowledgements the server has.
     """
 
     def __init__(self, client: Redis, member: Member, on_event: OnEvent) -> None:
@@ -220,7 +225,7 @@ class InFlight:
         async with self._sending:
             while some := list(self._waiting)[:_GROUP]:
                 await scripts.ack(self._client, stream, group, some, delete=delete)
+                self.acknowledged += len(some)
                 for entry_id in some:
-                    self.acknowledged += entry_id in self._entries
                     self.finish(entry_id, acknowledged=True)
                     self._waiting.pop(entry_id).set()

@@ -147,6 +147,10 @@ class Intake:
         """See :meth:`Received.ack`."""
         await self._in_flight.acknowledge(received.entry_id)
 
+    def acknowledge_soon(self, received: Received) -> None:
+        """See :meth:`Received.ack_soon`."""
+        self._in_flight.acknowledge_soon(received.entry_id)
+
     async def bury(self, received: Received, reason: str, detail: str) -> None:
         """See :meth:`Received.dead_letter`."""
         entry = Delivered(
