@@ -32,7 +32,7 @@ from tolaria_bus.oona.backoff import Backoff
 from tolaria_bus.oona.events import OnEvent, log_event, reason_of
 from tolaria_bus.oona.lanes import Bell, Lane, Packet
 from tolaria_bus.oona.outbox import Outbox
-from tolaria_bus.oona.sending import Batch, Report, Sender
+from tolaria_bus.oona.sending import Batch, GiveWay, Report, Sender
 from tolaria_bus.oona.trust import KeyRing
 
 BATCH: Final = 256
@@ -85,9 +85,16 @@ class Publisher:
         self._scope = anyio.CancelScope()
         self._progress = anyio.Event()
         lengths = lengths or {}
+        self._sending_alerts = False
+        self._give_way = GiveWay(lambda: self._sending_alerts or bool(outbox.emergency))
         self._senders = {
-            name: Sender(client, outbox, ring, token=token, lengths=lengths, clock=clock)
-            for name, client in (("bulk", bulk), ("emergency", emergency))
+            name: Sender(
+                client, outbox, ring, token=token, lengths=lengths, give_way=way, clock=clock
+            )
+            for name, client, way in (
+                ("bulk", bulk, self._give_way),
+                ("emergency", emergency, None),
+            )
         }
 
     async def run(self) -> None:
@@ -157,9 +164,9 @@ class Publisher:
                     out.append(self._outbox.take(lane, self._batch))
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(_seal, sender, out[-1], sealed)
-                        wait = await self._attempt(name, sender, batch, attempts)
+                        wait = await self._attempt(name, lane, sender, batch, attempts)
                 else:
-                    wait = await self._attempt(name, sender, batch, attempts)
+                    wait = await self._attempt(name, lane, sender, batch, attempts)
                 self._progress.set()
                 self._progress = anyio.Event()
                 if wait or not sealed:
@@ -171,13 +178,21 @@ class Publisher:
             for some in reversed(out):
                 self._outbox.give_back(lane, some)
 
-    async def _attempt(self, name: str, sender: Sender, batch: Batch, attempts: Attempts) -> float:
+    async def _attempt(
+        self, name: str, lane: Lane, sender: Sender, batch: Batch, attempts: Attempts
+    ) -> float:
         """Send a batch once; seconds to wait before the next."""
+        alerts = lane is self._outbox.emergency
         try:
+            self._sending_alerts |= alerts
             report = await sender.send(batch)
         except (RedisError, OSError) as error:
             self.connected[name] = False
             return attempts.failed(error)
+        finally:
+            if alerts:
+                self._sending_alerts = False
+                self._give_way.gone()
         self.connected[name] = True
         self._tell(report)
         return attempts.answered(report.refused)

@@ -42,7 +42,35 @@ STREAM_LENGTH: Final = 100_000
 """Entries kept in a stream for which nothing else is said."""
 
 _SEALED_AT_ONCE: Final = 32
-"""Between so many, others get the event loop: an alert doesn't wait for bulk to be signed."""
+"""Between so many, others get the event loop."""
+
+
+class GiveWay:
+    """Lets an alert go first: while one is on its way, bulk isn't sealed, for a moment at a time.
+
+    Signing a batch takes longer than an alert's way to the server; and each turn of the event loop
+    that the alert needs would be one after another piece of that batch.
+
+    Args:
+        urgent: Is there something that has to go first?
+        seconds: Wait no longer than this, each time: an emergency doesn't stop telemetry.
+    """
+
+    def __init__(self, urgent: Callable[[], bool], seconds: float = 0.002) -> None:
+        self.urgent = urgent
+        self._seconds = seconds
+        self._gone = anyio.Event()
+
+    def gone(self) -> None:
+        """What was urgent is on its stream."""
+        self._gone.set()
+        self._gone = anyio.Event()
+
+    async def wait(self) -> None:
+        """Until then, or until the time is up."""
+        with anyio.move_on_after(self._seconds):
+            await self._gone.wait()
+
 
 _Fields = dict[bytes, bytes]
 
@@ -91,6 +119,7 @@ class Sender:
         ring: Signs.
         token: The fencing token of our lease; ``None``: outcomes aren't fenced.
         lengths: Length limit by stream key; others get ``STREAM_LENGTH``.
+        give_way: What goes before these packets; ``None``: nothing does.
         clock: Nanoseconds since the epoch.
     """
 
@@ -102,6 +131,7 @@ class Sender:
         *,
         token: int | None,
         lengths: Mapping[str, int],
+        give_way: GiveWay | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._client = client
@@ -109,6 +139,7 @@ class Sender:
         self._ring = ring
         self._token = token
         self._lengths = lengths
+        self._give_way = give_way
         self._clock = clock
         streams, run = outbox.streams, outbox.run
         self._outcomes = streams.outcomes(run)
@@ -138,7 +169,9 @@ class Sender:
                     group = groups[key] = []
                     batch.jobs.append(group)
                 group.append((packet, fields))
-            if place % _SEALED_AT_ONCE == 0:
+            if self._give_way is not None and self._give_way.urgent():
+                await self._give_way.wait()
+            elif place % _SEALED_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
         return batch
 
