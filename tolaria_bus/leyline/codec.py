@@ -4,6 +4,7 @@ What arrives may be anything. Everything here either returns a message whose eve
 in the contract, or raises :class:`CodecError`; sizes are looked at before anything is parsed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, TypeVar
@@ -43,6 +44,7 @@ _CLASSES: Final[dict[BusMessageType.ValueType, type[Message]]] = {
     BusMessageType.BUS_MESSAGE_TYPE_COMMAND_OUTCOME: CommandOutcome,
     BusMessageType.BUS_MESSAGE_TYPE_DEAD_LETTER: DeadLetter,
 }
+_BY_NUMBER: Final[Mapping[int, type[Message]]] = {int(key): cls for key, cls in _CLASSES.items()}
 _TYPES: Final = {cls: number for number, cls in _CLASSES.items()}
 
 
@@ -63,7 +65,7 @@ def message_class(message_type: int) -> type[Message]:
     Raises:
         CodecError: ``type``: the number is unknown or unspecified.
     """
-    found = _CLASSES.get(BusMessageType.ValueType(message_type))
+    found = _BY_NUMBER.get(message_type)
     if found is None:
         allowed = ", ".join(short_name(BusMessageType, number) for number in _CLASSES)
         shown = short_name(BusMessageType, message_type)
@@ -100,7 +102,8 @@ def decode(data: bytes, cls: type[AnyMessage]) -> AnyMessage:
     Raises:
         CodecError: ``oversize``, or ``malformed``: no such message, or an unknown enum number.
     """
-    check_size(cls, len(data))
+    if len(data) > MAX_MESSAGE_BYTES:
+        check_size(cls, len(data))
     try:
         message = cls.FromString(data)
     except DecodeError as error:

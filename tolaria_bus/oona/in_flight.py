@@ -180,6 +180,22 @@ class InFlight:
         self._entries.add(entry_id)
         return True
 
+    def take_on(self, entry_id: str) -> bool:
+        """A new entry is about to be handed over; false if it must not be.
+
+        The two calls that it stands for are made only where one of them might say no.
+        """
+        if (
+            self._claims_lost
+            or entry_id in self._entries
+            or entry_id in self._finished
+            or entry_id in self._finished_before
+        ):
+            return not self.handed_out_before(entry_id) and self.add(entry_id)
+        self.held.discard(entry_id)
+        self._entries.add(entry_id)
+        return True
+
     def remove(self, entry_id: str) -> None:
         """An entry isn't in a handler's hands any more, finished or not."""
         self._entries.discard(entry_id)

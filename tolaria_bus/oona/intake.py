@@ -29,7 +29,7 @@ from tolaria_bus.oona.scripts import Entry
 from tolaria_bus.oona.trust import KeyRing
 
 _SHOWN: Final = 20  # ids in an event
-_OPENING_SECONDS: Final = 0.002
+_OPENING_SECONDS: Final = 0.001
 """Entries are opened for so long before the first of them is handed over."""
 
 
@@ -139,11 +139,10 @@ class Intake:
         for entry, opened in judged:
             if self._stopped.is_set():
                 break
-            if self._is_done_with(entry):
-                continue
-            if type(opened) is Opened:
-                await self._hand_over(entry, opened)
-            elif isinstance(opened, Refused):
+            if type(opened) is Opened and entry.fields:
+                if self._in_flight.take_on(entry.entry_id):
+                    await self._hand_over(entry, opened)
+            elif not self._is_done_with(entry) and isinstance(opened, Refused):
                 await self._bury_entry(entry, opened.reason, opened.detail)
         # Others get the event loop: an alert doesn't wait for commands to be opened.
         await anyio.lowlevel.checkpoint()
@@ -165,7 +164,8 @@ class Intake:
         except Refused as refused:
             await self._bury_entry(entry, refused.reason, refused.detail)
             return
-        await self._hand_over(entry, opened)
+        if self._in_flight.add(entry.entry_id):
+            await self._hand_over(entry, opened)
         self._taken_on.add(entry.entry_id)
         await self._forget_marks()
 
@@ -223,9 +223,8 @@ class Intake:
     async def _hand_over(self, entry: Delivered, opened: Opened) -> None:
         if self._handover is None:
             raise RuntimeError("the consumer isn't running")
-        if self._in_flight.add(entry.entry_id):
-            self.handed_over += 1
-            await self._handover.hand(Received(self._member, entry, opened, self))
+        self.handed_over += 1
+        await self._handover.hand(Received(self._member, entry, opened, self))
 
     async def _mark(self, entry_id: str) -> int:
         """Say on the server that the handling of an entry begins; how often that was said."""
