@@ -16,7 +16,8 @@ streams until their time is over; only then does what they hold back go.
 **Many janitors** share the work: whoever comes first in an interval does it, for all.
 
 **What is lost** by a group is known exactly while it stands before the gap. Of one that has read on
-since the last round, and may have been quicker than the cut, the most that it can be is told.
+since the last round, and may have been quicker than the cut, the most that it can be is told. What
+was cut before the first round that found a group isn't told, or not all of it.
 
 Events: ``group_removed`` (stream, group, pending, unread, idle_days), ``entries_cut`` (stream,
 group, unread, pending): entries that a group hadn't read, or hadn't finished; ``length_limit``
@@ -219,11 +220,11 @@ class Janitor:
         if cut:
             detail = {"stream": stream, "entries": str(cut), "limit": str(kept.hard)}
             self._on_event("length_limit", detail)
-        for group, unread, exact, pending in _fours(losses):
+        for group, unread, doubtful, pending in _fours(losses):
             detail = {
                 "stream": stream,
                 "group": group.decode(errors="replace"),
-                "unread": str(unread) if exact or not unread else f"up to {unread}",
+                "unread": f"up to {unread + doubtful}" if doubtful else str(unread),
                 "pending": str(pending),
             }
             self._on_event("entries_cut", detail)

@@ -22,8 +22,8 @@
 -- Returns {'NONE'}: no such stream; {'TYPE', key, type}: the key is something else; {'FRESH'}:
 -- somebody's round is recent; else {'SWEPT', entries removed, '1' if there is more to remove,
 -- entries that the hard limit cut if that is news, removed groups: name, pending, unread or '', ms
--- without a sign, ..., groups that lost entries: name, unread, '1' if that is exact and not only
--- the most that it can be, pending, ...}.
+-- without a sign, ..., groups that lost entries: name, unread, how many more may have
+-- been, pending, ...}.
 
 local END = '18446744073709551615-18446744073709551615'
 
@@ -219,21 +219,22 @@ for _, group in ipairs(groups) do
   if at and before(id, at_id) then
     at, at_id = nil, nil  -- somebody has set it back
   end
-  -- The server counts entries that were cut as read as soon as a group reads on, so its own count
-  -- tells of them only before that; afterwards the place of the last round does.
+  -- The server counts entries that were cut as read as soon as a group reads on: its own count
+  -- tells only of those that lie before the group, and of others the place of the last round.
   local place = group['entries-read'] or nil
   if at_id == id and least == '' then
-    place = math.max(place or 0, at)
+    place = at
   elseif not place and not at and before(id, earlier.first) then
     place = earlier.removed  -- new here: what is in the stream is what it may expect
   end
   local overtaken = before(id, stream.first) and before(id, stream.last)
-  local unread, exact = 0, 0
+  local unread, doubtful = 0, 0
   if overtaken and place then
-    unread, exact = math.max(0, stream.removed - place), 1
-  elseif at and (overtaken or at_id ~= id) and not before(at_id, stream.deleted) then
+    unread = math.max(0, stream.removed - place)
+  end
+  if at and (at_id ~= id or (overtaken and not place)) and not before(at_id, stream.deleted) then
     local cut_by = overtaken and stream.removed - kept_within or earlier.removed
-    unread = math.max(0, cut_by - at)
+    doubtful = math.max(0, math.min(cut_by, place and place - 1 or cut_by) - at)
   end
   local pending = 0
   if group.pending > 0 then
@@ -245,8 +246,8 @@ for _, group in ipairs(groups) do
       known['gone:' .. name] = true
     end
   end
-  if unread > 0 or pending > 0 then
-    for _, value in ipairs({name, unread, exact, pending}) do
+  if unread + doubtful + pending > 0 then
+    for _, value in ipairs({name, unread, doubtful, pending}) do
       table.insert(losses, value)
     end
   end
