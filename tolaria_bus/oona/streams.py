@@ -38,15 +38,15 @@ def dead_letters_of(stream: str) -> str:
     return f"{stream.split(':{', 1)[0]}:{{{run}}}:dead"
 
 
-def groups_of(stream: str) -> str:
-    """Return the key of what is known of a stream's groups (``trim.lua``), in the same slot."""
-    return f"{stream if '{' in stream else f'{{{stream}}}'}:groups"
-
-
 def run_of(stream: str) -> str | None:
     """Return the run that a key belongs to, or ``None`` for a shared one."""
     found = _RUN_KEY.fullmatch(stream)
     return None if found is None else found[1]
+
+
+def groups_of(stream: str) -> str:
+    """Return the key of what is known of a stream's groups (``trim.lua``), in the same slot."""
+    return f"{stream if '{' in stream else f'{{{stream}}}'}:groups"
 
 
 @dataclass(frozen=True, slots=True)
