@@ -23,7 +23,7 @@
 -- somebody's round is recent; else {'SWEPT', entries removed, '1' if there is more to remove,
 -- entries that the hard limit cut if that is news, removed groups: name, pending, unread or '', ms
 -- without a sign, ..., groups that lost entries: name, unread, how many more may have
--- been, pending, ...}.
+-- been, pending, ...}. Needs the counts of entries that servers keep from Redis 7 on.
 
 local END = '18446744073709551615-18446744073709551615'
 
