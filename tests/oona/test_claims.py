@@ -6,7 +6,18 @@ from typing import Any
 import anyio
 from redis.asyncio import Redis
 
-from tests.oona.bus import CONTROL, GROUP, Events, Inbox, command, consuming, finished, send
+from tests.oona.bus import (
+    CONTROL,
+    GROUP,
+    Events,
+    Inbox,
+    command,
+    consumer,
+    consuming,
+    finished,
+    send,
+)
+from tolaria_bus.oona.consumer import Received
 
 
 async def deliveries(redis: Redis, name: str) -> dict[str, int]:
@@ -44,6 +55,75 @@ async def test_entries_of_a_dead_consumer_are_taken_over_and_handled(redis: Redi
     assert sorted(map(int, inbox.ids())) == list(range(700))
     assert sum(received.redelivered for received in inbox.received) == 650
     assert {received.deliveries for received in inbox.received} == {1, 2}
+
+
+class Clock:
+    """Stands still until it is set forward."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+async def abandon(redis: Redis, *ids: str) -> None:
+    """Let entries be those of a consumer that hasn't been heard of for an hour."""
+    await redis.xclaim(CONTROL, GROUP, "dead", 0, list(ids), idle=3_600_000, justid=True)
+
+
+async def test_a_sweep_goes_on_behind_what_the_living_have_and_starts_again_after_its_end(
+    redis: Redis, redis_url: str
+):
+    """One look goes over ten entries for each that it may return: here 100 of 603."""
+    ids = [await send(redis, CONTROL, command(str(n))) for n in range(603)]
+    await redis.xgroup_create(CONTROL, GROUP, "0")
+    await redis.xreadgroup(GROUP, "alive", {CONTROL: ">"}, count=603)
+    await abandon(redis, *ids[600:])
+    await redis.config_resetstat()
+    clock, inbox = Clock(), Inbox(ack=True)
+    async with consuming(
+        redis_url,
+        inbox,
+        max_in_flight=10,
+        block=timedelta(milliseconds=1),
+        monotonic=clock.monotonic,
+    ):
+        clock.now += 1000.0
+        await inbox.wait_for(3)
+        assert inbox.ids() == ["600", "601", "602"]
+        looks = (await redis.info("commandstats"))["cmdstat_xautoclaim"]["calls"]
+        assert looks >= 6, "none looks at everything at once"
+        await abandon(redis, ids[0])
+        clock.now += 1000.0
+        await inbox.wait_for(4)
+        assert inbox.ids()[3] == "0"
+    assert len(await deliveries(redis, "alive")) == 599, "the living keep theirs"
+
+
+async def test_what_a_consumer_releases_reaches_another_soon(redis: Redis, redis_url: str):
+    """It isn't idle for as long as what the dead leave has to be: that is a minute here."""
+    busy, go_on = anyio.Event(), anyio.Event()
+
+    async def slow(received: Received) -> None:
+        busy.set()
+        await go_on.wait()
+        await received.ack()
+
+    inbox = Inbox(ack=True)
+    async with consumer(redis_url, "leaving") as leaving, anyio.create_task_group() as tasks:
+        for n in range(10):
+            await send(redis, CONTROL, command(str(n)))
+        await leaving.prepare()
+        tasks.start_soon(leaving.run, slow)
+        await busy.wait()
+        async with consuming(redis_url, inbox, "staying", min_idle=timedelta(seconds=60)):
+            tasks.start_soon(leaving.stop)
+            await anyio.wait_all_tasks_blocked()
+            go_on.set()
+            await inbox.wait_for(9)
+            await finished(redis)
+    assert inbox.ids() == [str(n) for n in range(1, 10)]
 
 
 async def test_entries_that_were_deleted_while_pending_are_counted_and_told(

@@ -26,6 +26,7 @@ from tolaria_bus.oona.lease import Lease
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
+from tolaria_bus.oona.retention import Janitor, retentions
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing, NonceWindow
@@ -42,10 +43,23 @@ from tolaria_bus.worker.bridge import (
     signal_delivery,
 )
 
+GROUP = "tolaria"
+"""Of a run's own stream; on shared ones each run has its own, ``tolaria.RUN``."""
 BLOCK = timedelta(seconds=2)
 """How long a reader waits in the server; a stop is noticed at once all the same."""
 COMPAT_SECRET = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
-LOUD = frozenset({"entries_lost", "group_recreated", "refused", "spool_failed", "unspooled"})
+LOUD = frozenset(
+    {
+        "entries_cut",
+        "entries_lost",
+        "group_recreated",
+        "group_removed",
+        "length_limit",
+        "refused",
+        "spool_failed",
+        "unspooled",
+    }
+)
 """Events of the bus that somebody has to know."""
 
 
@@ -89,6 +103,14 @@ class Bus:
         self._new = new
         self._log = structlog.get_logger().bind(run=run)
         self._streams = Streams(settings.prefix)
+        self._retentions = retentions(
+            self._streams,
+            run,
+            telemetry=settings.telemetry_stream_length,
+            limit=settings.stream_length_limit,
+            age=timedelta(days=settings.stream_age_days),
+            dead_age=timedelta(days=settings.dead_letter_age_days),
+        )
         self._token = folder.ledger.starts + 1
         self._began = time.time()
         self._open: dict[tuple[str, str], Received] = {}
@@ -122,6 +144,7 @@ class Bus:
             self._tasks.start_soon(self._publisher.run)
             self._tasks.start_soon(self._lease.keep)
             await self._start_consumers(stack)
+            self._start_janitor()
             self._stack = stack.pop_all()
         return self
 
@@ -211,9 +234,7 @@ class Bus:
             self._outbox,
             self._ring,
             token=self._token,
-            lengths={
-                self._streams.telemetry(self._run): self._settings.telemetry_stream_length,
-            },
+            lengths={stream: kept.hard for stream, kept in self._retentions.items()},
             on_event=self._on_event,
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
         )
@@ -228,7 +249,10 @@ class Bus:
             compat_secret=secret.encode() or None,
             server_now_ms=self._clock.now_ms,
         )
-        own, shared = "tolaria", f"tolaria.{self._run}"
+        own, shared = GROUP, f"{GROUP}.{self._run}"
+        # Only a run that never began has nothing to catch up with; one whose groups are gone was
+        # away too long, or its server was wiped.
+        begins = "0" if self._folder.ledger.starts else "$"
         for stream, group, accept, delete in (
             (self._streams.control(self._run), own, COMMANDS, True),
             (self._streams.fleet_control, shared, COMMANDS, False),
@@ -249,7 +273,7 @@ class Bus:
                 ring=self._ring,
                 accept=accept,
                 delete=delete,
-                start="0" if delete else "$",
+                start="0" if delete else begins,
                 block=BLOCK,
                 on_event=self._on_event,
             )
@@ -257,6 +281,21 @@ class Bus:
             handler = self._take_signal if accept is ALERTS else self._take_command
             await consumer.prepare()
             self._tasks.start_soon(partial(consumer.run, handler))
+
+    def _start_janitor(self) -> None:
+        shared = [f"{GROUP}.{self._run}"]
+        janitor = Janitor(
+            self._client,
+            self._retentions,
+            own={
+                self._streams.control(self._run): [GROUP],
+                self._streams.fleet_control: shared,
+                self._streams.emergency: shared,
+            },
+            lease=timedelta(days=self._settings.group_lease_days),
+            on_event=self._on_event,
+        )
+        self._tasks.start_soon(janitor.run)
 
     async def _take_command(self, received: Received) -> None:
         self._post(received, command_delivery(received))
