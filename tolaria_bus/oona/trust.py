@@ -130,7 +130,7 @@ class _StreamNonces:
     highest: int = 0  # milliseconds of the highest entry id
     young: list[bytes] = field(default_factory=list)
     old: list[bytes] = field(default_factory=list)
-    old_highest: int = -1  # when the youngest of the older ones came
+    old_highest: int = 0  # milliseconds, of the older ones
 
 
 class NonceWindow:
@@ -231,7 +231,7 @@ class NonceWindow:
 
     def _forget_old(self, stream: _StreamNonces) -> None:
         """Forget the older half once all of it is out of its window."""
-        if stream.old_highest >= stream.highest - self.WINDOW_MS:
+        if stream.old and stream.old_highest >= stream.highest - self.WINDOW_MS:
             return
         for nonce in stream.old:
             del self._seen[nonce]
