@@ -49,7 +49,8 @@ async def dead_entry(
 ) -> str:
     """Give an entry up as a consumer does; the entry's id."""
     entry_id: Any = await redis.xadd(stream, dict(fields))
-    raw = dict((await redis.xrange(stream, entry_id, entry_id))[0][1])
+    added: Any = await redis.xrange(stream, entry_id, entry_id)
+    raw = dict(added[0][1])
     letter = build(
         Entry(stream, GROUP, entry_id.decode()), reason, "it is", raw, consumer="me", deliveries=1
     )
@@ -99,4 +100,5 @@ async def purged(
 
 async def everything(redis: Redis) -> dict[bytes, bytes]:
     """All that the server holds."""
-    return {key: await redis.dump(key) or b"" for key in sorted(await redis.keys("*"))}
+    keys: Any = await redis.keys("*")
+    return {key: await redis.dump(key) or b"" for key in sorted(keys)}
