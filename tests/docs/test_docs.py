@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tolaria_bus.settings import describe
 
 ROOT = Path(__file__).parents[2]
@@ -17,9 +19,10 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert f"| `{name}` | {shown} |" in text
 
 
-def test_every_test_that_a_guarantee_names_exists() -> None:
+@pytest.mark.parametrize("page", ["guarantees.md", "dead-letters.md"])
+def test_every_test_that_a_guarantee_names_exists(page: str) -> None:
     file = ""
-    for name in re.findall(r"`(tests/\S+|::\w+)`", (ROOT / "docs" / "guarantees.md").read_text()):
+    for name in re.findall(r"`(tests/\S+|::\w+)`", (ROOT / "docs" / page).read_text()):
         path, _, function = name.partition("::")
         file = path or file
         assert (ROOT / file).is_file(), name
@@ -30,3 +33,11 @@ def test_every_test_that_a_guarantee_names_exists() -> None:
 def test_every_link_of_the_readme_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
+
+
+def test_the_code_of_the_page_on_dead_letters_is_whole() -> None:
+    text = (ROOT / "docs" / "dead-letters.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "dead-letters.md", "exec"), names)
+    assert callable(names["put_back"])
