@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
+from tests.oona.bus import CONTROL, UNSIGNED, command, messages
+from tests.oona.dead import dead_entry, sealed
+from tolaria_bus.leyline import AdaptationCommand
 from tolaria_bus.settings import describe
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +40,12 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_the_code_of_the_page_on_dead_letters_is_whole() -> None:
+async def test_the_code_of_the_page_on_dead_letters_works(redis: Redis) -> None:
     text = (ROOT / "docs" / "dead-letters.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(code, "dead-letters.md", "exec"), names)
-    assert callable(names["put_back"])
+    await dead_entry(redis, sealed(command("mine"), UNSIGNED), "stale")
+    await names["put_back"](redis, "r", UNSIGNED, "operator/ann")
+    (message,) = await messages(redis, CONTROL, AdaptationCommand)
+    assert message.command_id == "mine"

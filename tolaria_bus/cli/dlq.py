@@ -27,7 +27,7 @@ SinceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 IdsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[ID]...", show_default=False, help="Of letters.")
+    list[str] | None, typer.Argument(metavar="ID", show_default=False, help="Of letters.")
 ]
 EveryOption = Annotated[bool, typer.Option("--all", help="All letters there are.")]
 DryRunOption = Annotated[

@@ -219,7 +219,11 @@ async def _confirmed(place: Opened, choice: Choice, changing: Changing) -> bool:
     if not reasons:
         return True
     question = f"purge {sum(reasons.values())} dead letters ({counts(reasons)})? [y/N] "
-    answer = await anyio.to_thread.run_sync(input, question)
+    try:
+        # Not on a thread: Ctrl-C has to end it, and there is nothing else to be done meanwhile.
+        answer = input(question)  # noqa: ASYNC250
+    except EOFError:
+        return False
     return answer.strip().lower() in ("y", "yes")
 
 
