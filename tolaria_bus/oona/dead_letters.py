@@ -104,7 +104,7 @@ async def bury(client: Redis, letter: DeadLetter, *, ring: KeyRing, delete: bool
         Entry(letter.stream, letter.group, letter.entry_id, delete),
         fields,
         dead=dead,
-        seen=f"{dead}:seen",
+        seen=seen_key(dead),
         begun=begun_key(letter.stream, letter.group),
     )
 
@@ -152,6 +152,16 @@ async def read(
 def begun_key(stream: str, group: str) -> str:
     """Key of the counts of begun handlings of a group, in the slot of its stream."""
     return f"{stream if run_of(stream) is not None else f'{{{stream}}}'}:begun:{group}"
+
+
+def seen_key(dead: str) -> str:
+    """Key of the entries that have a letter in a dead-letter stream, by when they last got one."""
+    return f"{dead}:seen"
+
+
+def seen_member(letter: DeadLetter) -> str:
+    """How the entry of a letter is named there."""
+    return f"{letter.stream} {letter.entry_id}"
 
 
 def _letter(opener: Opener, dead: str, entry_id: str, fields: Mapping[bytes, bytes]) -> Letter:

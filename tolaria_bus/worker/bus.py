@@ -32,6 +32,7 @@ from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing, NonceWindow
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
+from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.summary import Progress
 from tolaria_bus.worker.bridge import (
@@ -137,7 +138,9 @@ class Bus:
             self._outbox = Outbox(
                 self._settings.outbox_capacity, self._spool, self._streams, self._run
             )
-            self.outbound = BusOutbound(self._outbox, self._streams, self._run, self._forget_soon)
+            self.outbound = BusOutbound(
+                self._outbox, self._streams, self._run, self._finish_soon, self._ring
+            )
             self._publisher = await self._make_publisher(stack)
             self._tasks: TaskGroup = await stack.enter_async_context(create_task_group())
             stack.callback(lambda: self._tasks.cancel_scope.cancel())
@@ -311,17 +314,30 @@ class Bus:
         self._open[received.stream, received.entry_id] = received
         self._mailbox.post(delivery)
 
-    def _forget_soon(self, outcome: CommandOutcome, delivery: Delivery) -> None:
-        """The outcome is in the spool and finishes the entry. Called on the training thread."""
-        del outcome
+    def _finish_soon(self, outcome: CommandOutcome, delivery: Delivery) -> None:
+        """The outcome is in the spool and finishes the entry. Called on the training thread.
+
+        That of a command that was given up doesn't: its entry becomes a dead letter here.
+        """
         key = delivery.stream, delivery.entry_id
 
-        def forget() -> None:
+        def finish() -> None:
             received = self._open.pop(key, None)
-            if received is not None:
+            if received is None:
+                return
+            if outcome.code == FATAL:
+                self._tasks.start_soon(self._bury, received, outcome.reason)
+            else:
                 received.forget()
 
-        self._loop.call_soon_threadsafe(forget)
+        self._loop.call_soon_threadsafe(finish)
+
+    async def _bury(self, received: Received, reason: str) -> None:
+        try:
+            await received.dead_letter(FATAL, reason)
+        except (RedisError, OSError) as error:
+            # Only while leaving. The entry stays pending, and the next start comes here again.
+            self._log.warning("no dead letter yet", entry_id=received.entry_id, reason=str(error))
 
     def _lease_lost(self, reason: str) -> None:
         self._log.error("the run was taken over: stopping", reason=reason)
