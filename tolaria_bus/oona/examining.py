@@ -27,7 +27,7 @@ from tolaria_bus.leyline.codec import CodecError, check_size, decode, message_cl
 from tolaria_bus.oona.by_hand import identify, read_by_hand
 from tolaria_bus.oona.opening import Refused
 from tolaria_bus.oona.sealing import JSON, PAYLOAD, SIGNATURE
-from tolaria_bus.oona.trust import KeyRing, made_with
+from tolaria_bus.oona.trust import Key, KeyRing
 
 _COPIED: Final = "replay"
 """Reason of letters about entries that were copied from other ones."""
@@ -83,7 +83,7 @@ class Examiner:
 
     def __init__(self, ring: KeyRing, compat_secret: bytes | None = None) -> None:
         self.ring: Final = ring
-        self._compat_secret = compat_secret
+        self._compat_key = None if compat_secret is None else Key(compat_secret)
 
     def examine(self, letter: DeadLetter) -> Contents:
         """Return what the dead entry held; whatever that is, something is returned."""
@@ -108,7 +108,7 @@ class Examiner:
     def _distrust(
         self, letter: DeadLetter, fields: Mapping[bytes, bytes], envelope: BusEnvelope | None
     ) -> str:
-        if not self.ring.enabled and self._compat_secret is None:
+        if not self.ring.enabled and self._compat_key is None:
             return ""
         if envelope is None:
             return "the entry isn't signed"
@@ -120,8 +120,7 @@ class Examiner:
             good = self.ring.verify(envelope.key_id, payload, signature)
             meant = envelope.audience == letter.stream
         else:
-            secret = self._compat_secret
-            good = secret is not None and made_with(secret, payload, signature)
+            good = self._compat_key is not None and self._compat_key.made(payload, signature)
             # Older programs don't say which stream they mean.
             meant = envelope.audience in ("", letter.stream)
         if not good:
