@@ -29,6 +29,9 @@ from tolaria_bus.leyline.numbers import hyperparameters, shortest_float
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
 """The largest message, as bytes or as JSON text."""
+MAX_CHECKED: Final = 20_000
+"""Messages in one field of a message that have enums to be looked at. Each takes a microsecond or
+two: a megabyte of empty ones would hold up everything else for a second."""
 
 Reason = Literal["malformed", "oversize", "type"]
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -200,7 +203,7 @@ def _refuse_unknown_enums(message: Message, path: str) -> None:
                 # Only now, for its message: names the value and what is allowed.
                 _refuse_enum(field, number, path)
     for field in plan.below:
-        for below in _messages(message, field):
+        for below in _messages(message, field, path):
             _refuse_unknown_enums(below, f"{path}.{field.name}")
 
 
@@ -211,10 +214,14 @@ def _refuse_enum(field: FieldDescriptor, number: int, path: str) -> None:
         raise CodecError("malformed", f"{path}.{field.name}: {error}") from None
 
 
-def _messages(message: Message, field: FieldDescriptor) -> list[Message]:
+def _messages(message: Message, field: FieldDescriptor, path: str) -> list[Message]:
     # No map of the contract holds messages or enums, so what repeats here is a plain list.
     if field.is_repeated:
-        return list(getattr(message, field.name))
+        found: list[Message] = getattr(message, field.name)
+        if len(found) > MAX_CHECKED:
+            detail = f"{path}.{field.name}: {len(found)} of them; at most {MAX_CHECKED}"
+            raise CodecError("malformed", detail)
+        return list(found)
     return [getattr(message, field.name)] if message.HasField(field.name) else []
 
 
