@@ -198,6 +198,7 @@ class Consumer:
                 await anyio.sleep(wait)
                 entries, wait = await self._read()
             self.last_read = self._monotonic()
+            self._intake.suspicion.tell_late()
             for entry in entries:
                 if self._stopped.is_set():
                     break

@@ -25,6 +25,7 @@ from tolaria_bus.oona.in_flight import InFlight, Received
 from tolaria_bus.oona.opening import Opened, Opener, Refused
 from tolaria_bus.oona.reading import Delivered, Member
 from tolaria_bus.oona.scripts import Entry
+from tolaria_bus.oona.suspicion import Suspicion
 from tolaria_bus.oona.trust import KeyRing
 
 _SHOWN: Final = 20  # ids in an event
@@ -34,7 +35,8 @@ class Intake:
     """Judges entries and hands them over.
 
     Events: ``entries_lost`` (stream, count, entries), ``dead_letter`` (stream, entry_id, reason,
-    detail), and those of :class:`Attempts` for letters that can't be written.
+    detail), and those of :class:`Suspicion`, and of :class:`Attempts` for letters that can't be
+    written.
 
     Args:
         client: Not the one that blocks.
@@ -51,6 +53,7 @@ class Intake:
         handed_over: Entries given to the handler.
         lost: Entries that were deleted while they were pending.
         dead: Entries that became dead letters, by reason.
+        suspicion: Counts forgeries.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Intake:
         self.handed_over = 0
         self.lost = 0
         self.dead: Counter[str] = Counter()
+        self.suspicion = Suspicion(member.stream, on_event)
         self._client = client
         self._member = member
         self._in_flight = in_flight
@@ -124,6 +128,7 @@ class Intake:
         try:
             opened = self._open(entry)
         except Refused as refused:
+            self.suspicion.refused(refused, entry.entry_id)
             await self._bury_entry(entry, refused.reason, refused.detail)
             return
         await self._hand_over(entry, opened)

@@ -45,11 +45,14 @@ REFUSED_REASONS: Final[tuple[str, ...]] = get_args(RefusedReason)
 class Refused(Exception):
     """An entry can't be used; it belongs into the dead letters."""
 
-    def __init__(self, reason: RefusedReason, detail: str) -> None:
+    def __init__(self, reason: RefusedReason, detail: str, key_id: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason: RefusedReason = reason
         self.detail = detail
         """One sentence for people, naming the field and the value."""
+        self.key_id = key_id
+        """The key that an entry with a bad signature, nonce or audience says it was signed with;
+        nothing where signing is off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ class Opener:
             raise Refused("malformed", "AdaptationCommand.command_id is empty")
         priority = _priority(envelope)
         if self.signed and complete:
-            self._check_nonce(envelope.nonce, stream, entry_id)
+            self._check_nonce(envelope, stream, entry_id)
         return _opened(message, envelope, priority, envelope.issued_at_ns or entry_ms * 1_000_000)
 
     def _open_json(
@@ -203,15 +206,18 @@ class Opener:
         elif envelope.key_id in self._ring:
             good = self._ring.verify(envelope.key_id, payload, signature)
         else:
-            raise Refused("signature", f"key_id {envelope.key_id[:64]!r} is not in the key ring")
+            detail = f"key_id {envelope.key_id[:64]!r} is not in the key ring"
+            raise Refused("signature", detail, envelope.key_id)
         if not good:
-            raise Refused("signature", "the signature doesn't match the payload")
+            detail = "the signature doesn't match the payload"
+            raise Refused("signature", detail, envelope.key_id)
 
-    def _check_nonce(self, nonce: bytes, stream: str, entry_id: str) -> None:
+    def _check_nonce(self, envelope: BusEnvelope, stream: str, entry_id: str) -> None:
+        nonce = envelope.nonce
         if len(nonce) != NONCE_BYTES:
             raise Refused("malformed", f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
         if self._nonces is not None and not self._nonces.check(nonce, stream, entry_id):
-            raise Refused("replay", "the nonce came in another entry before")
+            raise Refused("replay", "the nonce came in another entry before", envelope.key_id)
 
 
 def _only_compat_fields(envelope: BusEnvelope) -> bool:
@@ -222,7 +228,7 @@ def _only_compat_fields(envelope: BusEnvelope) -> bool:
 def _check_audience(envelope: BusEnvelope, stream: str, *, required: bool) -> None:
     if envelope.audience != stream and (envelope.audience or required):
         detail = f"audience {envelope.audience[:200]!r} is not the stream {stream!r}"
-        raise Refused("audience", detail)
+        raise Refused("audience", detail, envelope.key_id if required else "")
 
 
 def _check_fresh(issued_at_ns: int, entry_ms: int) -> None:

@@ -45,7 +45,16 @@ from tolaria_bus.worker.bridge import (
 BLOCK = timedelta(seconds=2)
 """How long a reader waits in the server; a stop is noticed at once all the same."""
 COMPAT_SECRET = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
-LOUD = frozenset({"entries_lost", "group_recreated", "refused", "spool_failed", "unspooled"})
+LOUD = frozenset(
+    {
+        "bad_signatures",
+        "entries_lost",
+        "group_recreated",
+        "refused",
+        "spool_failed",
+        "unspooled",
+    }
+)
 """Events of the bus that somebody has to know."""
 
 
