@@ -119,6 +119,11 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def reconnects(self) -> int:
+        """How often the connection of the acknowledgements was lost and came back."""
+        return self._attempts.reconnects
+
     def ids(self) -> frozenset[str]:
         """Of all entries in flight."""
         return frozenset(self._entries)

@@ -52,6 +52,7 @@ class Intake:
     Attributes:
         handed_over: Entries given to the handler.
         lost: Entries that were deleted while they were pending.
+        redelivered: Entries that had been delivered before, to us or to another consumer.
         dead: Entries that became dead letters, by reason.
         suspicion: Counts forgeries.
     """
@@ -71,6 +72,7 @@ class Intake:
     ) -> None:
         self.handed_over = 0
         self.lost = 0
+        self.redelivered = 0
         self.dead: Counter[str] = Counter()
         self.suspicion = Suspicion(member.stream, on_event)
         self._client = client
@@ -119,6 +121,7 @@ class Intake:
             self._in_flight.acknowledge_soon(entry.entry_id)
             return
         if entry.redelivered:
+            self.redelivered += 1
             await self._forget_marks()
             begun = await self._mark(entry.entry_id)
             if begun >= self._max_deliveries:
