@@ -107,7 +107,7 @@ async def bury(client: Redis, letter: DeadLetter, *, ring: KeyRing, delete: bool
         Entry(letter.stream, letter.group, letter.entry_id, delete),
         fields,
         dead=dead,
-        seen=f"{dead}:seen",
+        seen=seen_key(letter.stream),
         begun=begun_key(letter.stream, letter.group),
     )
 
@@ -150,6 +150,11 @@ async def read(
             start = f"({entry_id}"
         if len(page) < _PAGE:
             return
+
+
+def seen_key(stream: str) -> str:
+    """Key of the entries of a stream's slot that have a letter."""
+    return f"{dead_letters_of(stream)}:seen"
 
 
 def begun_key(stream: str, group: str) -> str:

@@ -18,25 +18,28 @@ from redis.exceptions import RedisError
 from tolaria_bus.leyline import BusMessageType, DeadLetter
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.oona.attempts import Attempts
-from tolaria_bus.oona.dead_letters import begun_key, build, bury
+from tolaria_bus.oona.dead_letters import begun_key, build, bury, seen_key
 from tolaria_bus.oona.events import OnEvent
 from tolaria_bus.oona.handover import Handler, Handover
 from tolaria_bus.oona.in_flight import InFlight, Received
-from tolaria_bus.oona.opening import Opened, Opener, Refused
+from tolaria_bus.oona.opening import IdAhead, Opened, Opener, Refused
 from tolaria_bus.oona.reading import Delivered, Member
-from tolaria_bus.oona.scripts import Entry
+from tolaria_bus.oona.scripts import Entry, mend
 from tolaria_bus.oona.suspicion import Suspicion
-from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.oona.trust import FRESH_AHEAD_MS, KeyRing
 
 _SHOWN: Final = 20  # ids in an event
+_MEND_AT_MOST: Final = 100_000
+"""Entries of a stream that is mended: copying them takes the server less than a second."""
 
 
 class Intake:
     """Judges entries and hands them over.
 
     Events: ``entries_lost`` (stream, count, entries), ``dead_letter`` (stream, entry_id, reason,
-    detail), and those of :class:`Suspicion`, and of :class:`Attempts` for letters that can't be
-    written.
+    detail), ``stream_mended`` (stream, left_behind): an id from the future kept it from going on,
+    ``stream_blocked`` (stream, entries): the same, but it is too long to be mended, those of
+    :class:`Suspicion`, and those of :class:`Attempts` for letters that can't be written.
 
     Args:
         client: Not the one that blocks.
@@ -55,6 +58,7 @@ class Intake:
         redelivered: Entries that had been delivered before, to us or to another consumer.
         dead: Entries that became dead letters, by reason.
         suspicion: Counts forgeries.
+        mend_at_most: Entries of a stream that is mended.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Intake:
         self.lost = 0
         self.redelivered = 0
         self.dead: Counter[str] = Counter()
+        self.mend_at_most = _MEND_AT_MOST
         self.suspicion = Suspicion(member.stream, on_event)
         self._client = client
         self._member = member
@@ -133,6 +138,8 @@ class Intake:
         except Refused as refused:
             self.suspicion.refused(refused, entry.entry_id)
             await self._bury_entry(entry, refused.reason, refused.detail)
+            if isinstance(refused, IdAhead):
+                await self._mend()
             return
         await self._hand_over(entry, opened)
         if entry.redelivered:
@@ -209,6 +216,23 @@ class Intake:
         if self._taken_on:
             await self._client.hdel(self._begun, *self._taken_on)
             self._taken_on.clear()
+
+    async def _mend(self) -> None:
+        """After an id from the future: let the stream give ids of today again."""
+        stream = self._member.stream
+        left = await mend(
+            self._client,
+            stream,
+            seen=seen_key(stream),
+            scratch=f"{self._begun}:mending",
+            ahead_ms=FRESH_AHEAD_MS,
+            most=self.mend_at_most,
+        )
+        if left >= 0:
+            self._on_event("stream_mended", {"stream": stream, "left_behind": str(left)})
+        elif left == -2:
+            detail = {"stream": stream, "entries": f"more than {self.mend_at_most}"}
+            self._on_event("stream_blocked", detail)
 
     async def _bury_entry(self, entry: Delivered, reason: str, detail: str) -> None:
         """Make an entry a dead letter, if not now then when the server can."""

@@ -55,6 +55,10 @@ class Refused(Exception):
         nothing where signing is off."""
 
 
+class IdAhead(Refused):
+    """The entry's own id is ahead of the server: so are all that are added after it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """One entry that may be used."""
@@ -144,7 +148,7 @@ class Opener:
         # Such an id would move the end of every window of this stream.
         if now is not None and milliseconds > now + FRESH_AHEAD_MS:
             ahead = (milliseconds - now) / 1000
-            raise Refused("future", f"entry id {entry_id} is {ahead:.1f} s ahead of the server")
+            raise IdAhead("future", f"entry id {entry_id} is {ahead:.1f} s ahead of the server")
         return milliseconds
 
     def _open_payload(

@@ -55,6 +55,8 @@ LOUD = frozenset(
         "group_recreated",
         "refused",
         "spool_failed",
+        "stream_blocked",
+        "stream_mended",
         "unspooled",
     }
 )
