@@ -42,6 +42,7 @@ class Outcome:
         handled: Entries given to the handler.
         seconds: How long reading them took, sending and checking left out.
         stall: The longest time that the event loop stood still, in seconds.
+        told: Events, by name.
         memory: Bytes that this process holds, after each chunk.
         wrong: What should not have been, in words.
     """
@@ -51,6 +52,7 @@ class Outcome:
     handled: int = 0
     seconds: float = 0.0
     stall: float = 0.0
+    told: Counter[str] = field(default_factory=Counter)
     memory: list[int] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -100,7 +102,7 @@ async def onslaught(url: str, stream: str, ring: KeyRing, count: int, seed: int)
             accept={BusMessageType.BUS_MESSAGE_TYPE_ADAPTATION_COMMAND},
             delete=True,
             block=block,
-            on_event=lambda name, _: None if name == "dead_letter" else found.wrong.append(name),
+            on_event=lambda name, _: found.told.update([name]),
         )
         await consumer.prepare()
         tasks.start_soon(consumer.run, handler)
@@ -121,6 +123,8 @@ async def onslaught(url: str, stream: str, ring: KeyRing, count: int, seed: int)
             groups: Any = client.xinfo_groups(stream)
             if [(group["pending"], group["lag"]) for group in groups] != [(0, 0)]:
                 found.wrong.append(f"left in the group: {groups}")
+        if unexpected := found.told.keys() - {"dead_letter", "bad_signatures"}:
+            found.wrong.append(f"told: {sorted(unexpected)}")
         if len(consumer.in_flight) or consumer.dead != found.dead or consumer.lost:
             found.wrong.append(f"counted {consumer.dead}, lost {consumer.lost}")
         await consumer.stop()
