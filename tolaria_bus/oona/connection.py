@@ -19,6 +19,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
+from tolaria_bus.oona.packing import packed_by_hiredis
+
 REPLY_TIMEOUT: Final = timedelta(seconds=5)
 """A reply that takes longer means a dead server; a blocking read has its block on top of it."""
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
@@ -70,7 +72,7 @@ def connect(url: str, *, name: str, block: timedelta | None = None) -> Redis:
     _split(url)
     limit = REPLY_TIMEOUT + (block or timedelta())
     try:
-        return Redis.from_url(
+        client = Redis.from_url(
             url,
             client_name=name,
             socket_timeout=limit.total_seconds(),
@@ -81,6 +83,9 @@ def connect(url: str, *, name: str, block: timedelta | None = None) -> Redis:
         )
     except (ValueError, TypeError) as error:
         raise BadUrl(f"server URL {redacted(url)!r}: {error}") from None
+    pool = client.connection_pool
+    pool.connection_class = packed_by_hiredis(pool.connection_class)
+    return client
 
 
 def redacted(url: str) -> str:

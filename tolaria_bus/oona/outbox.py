@@ -51,7 +51,8 @@ class Outbox:
         capacity: Packets at which it counts as full.
         spool: Where durable packets are kept; ``None``: in memory only.
         streams: Names of the streams.
-        run: The run's id; packets say ``run/ID`` as their source.
+        run: The id of the run whose worker this is; outcomes are fenced by its lease.
+        source: Who sends; by default ``run/ID``.
         fold: How long repeated alerts are held back.
         monotonic: The clock for that, in seconds.
 
@@ -71,8 +72,9 @@ class Outbox:
         capacity: int,
         spool: Spool | None,
         streams: Streams,
-        run: str,
+        run: str | None = None,
         *,
+        source: str = "",
         fold: timedelta = WINDOW,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -92,7 +94,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._folding: Folding[Packet] = Folding(fold)
         self._monotonic = monotonic
-        self._source = f"run/{run}"
+        self._source = source or f"run/{run}"
         self._puts = 0
         if spool is not None:
             self._take_up(spool)
@@ -134,7 +136,8 @@ class Outbox:
             packet = Packet(
                 stream=stream,
                 priority=priority,
-                message_id=message_id or new_message_id(),
+                # Made up when it is first needed: not on the training thread, as a rule.
+                message_id=message_id or "",
                 correlation_id=correlation_id,
                 settlement=settlement,
                 durable=must if durable is None else durable,
@@ -251,6 +254,7 @@ class Outbox:
         self.spooled.ring()
 
     def _wrap(self, packet: Packet, message: Message) -> BusEnvelope:
+        packet.message_id = packet.message_id or new_message_id()
         return wrap(
             message,
             source=self._source,

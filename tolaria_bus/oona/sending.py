@@ -1,9 +1,12 @@
 """Many packets, one round trip: commands in, replies out, each packet's fate told to the outbox.
 
-A packet that answers an entry finishes that entry as well. Where both are in the slot of the run,
-one script does the two; it also refuses when a newer worker has the run, and adds nothing for a
-message that an earlier attempt has written. For an entry in another slot the message comes first
-and the acknowledgement after its reply; a crash between the two repeats both, to the same end.
+A durable packet is written once, however often it has to be sent: its message id is remembered in
+the slot of its stream. One that answers an entry finishes that entry as well. Where both are in the
+slot of the run, one script does the two; it also refuses when a newer worker has the run. For an
+entry in another slot the message comes first and the acknowledgement after its reply; a crash
+between the two repeats both, to the same end.
+
+Sealing is apart from sending, so that a batch is sealed while the one before is on its way.
 """
 
 from __future__ import annotations
@@ -11,29 +14,65 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Self
 
 import anyio
 from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
+from redis.exceptions import ResponseError
 
 from tolaria_bus.leyline.codec import CodecError
 from tolaria_bus.oona.events import reason_of
 from tolaria_bus.oona.lanes import Packet
 from tolaria_bus.oona.lease import fence_key
 from tolaria_bus.oona.outbox import Outbox
-from tolaria_bus.oona.scripts import Entry, queue_append, queue_settle, settle_reply
+from tolaria_bus.oona.scripts import (
+    Argument,
+    Entry,
+    append_command,
+    append_once_command,
+    settle_command,
+    settle_reply,
+)
 from tolaria_bus.oona.sealing import seal_envelope
+from tolaria_bus.oona.streams import Streams, settled_of
 from tolaria_bus.oona.trust import KeyRing
 
 STREAM_LENGTH: Final = 100_000
 """Entries kept in a stream for which nothing else is said."""
 
 _SEALED_AT_ONCE: Final = 32
-"""Between so many, others get the event loop: an alert doesn't wait for bulk to be signed."""
+"""Between so many, others get the event loop."""
 
-_Sealed = tuple[Packet, dict[bytes, bytes]]
+
+class GiveWay:
+    """Lets an alert go first: while one is on its way, bulk isn't sealed, for a moment at a time.
+
+    Signing a batch takes longer than an alert's way to the server; and each turn of the event loop
+    that the alert needs would be one after another piece of that batch.
+
+    Args:
+        urgent: Is there something that has to go first?
+        seconds: Wait no longer than this, each time: an emergency doesn't stop telemetry.
+    """
+
+    def __init__(self, urgent: Callable[[], bool], seconds: float = 0.002) -> None:
+        self.urgent = urgent
+        self._seconds = seconds
+        self._gone = anyio.Event()
+
+    def gone(self) -> None:
+        """What was urgent is on its stream."""
+        self._gone.set()
+        self._gone = anyio.Event()
+
+    async def wait(self) -> None:
+        """Until then, or until the time is up."""
+        with anyio.move_on_after(self._seconds):
+            await self._gone.wait()
+
+
+_Fields = dict[bytes, bytes]
 
 
 @dataclass
@@ -56,6 +95,36 @@ class Report:
         self.refused[text] = self.refused.get(text, 0) + 1
 
 
+@dataclass
+class Batch:
+    """Packets that are sealed and not sent yet.
+
+    Attributes:
+        packets: All of them, in the order in which they were taken, the unsendable ones too.
+        jobs: What goes out in one command each.
+        unsendable: Packets that can never be sent, with the reason.
+    """
+
+    packets: Sequence[Packet]
+    jobs: list[list[tuple[Packet, _Fields]]] = field(default_factory=list)
+    unsendable: list[tuple[Packet, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _RunKeys:
+    """Keys of the run whose outcomes are sent, all in its slot."""
+
+    outcomes: str
+    settled: str
+    fence: str
+    slot: str
+
+    @classmethod
+    def of(cls, streams: Streams, run: str) -> Self:
+        settled = streams.settled(run)
+        return cls(streams.outcomes(run), settled, fence_key(streams, run), hash_tag(settled))
+
+
 class Sender:
     """Sends packets over one client.
 
@@ -65,6 +134,7 @@ class Sender:
         ring: Signs.
         token: The fencing token of our lease; ``None``: outcomes aren't fenced.
         lengths: Length limit by stream key; others get ``STREAM_LENGTH``.
+        give_way: What goes before these packets; ``None``: nothing does.
         clock: Nanoseconds since the epoch.
     """
 
@@ -76,6 +146,7 @@ class Sender:
         *,
         token: int | None,
         lengths: Mapping[str, int],
+        give_way: GiveWay | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._client = client
@@ -83,44 +154,14 @@ class Sender:
         self._ring = ring
         self._token = token
         self._lengths = lengths
+        self._give_way = give_way
         self._clock = clock
-        streams, run = outbox.streams, outbox.run
-        self._outcomes = streams.outcomes(run)
-        self._settled = streams.settled(run)
-        self._fence = fence_key(streams, run)
-        self._slot = hash_tag(self._settled)
+        self._run = None if outbox.run is None else _RunKeys.of(outbox.streams, outbox.run)
 
-    async def send(self, packets: Sequence[Packet]) -> Report:
-        """Send; packets that the server has are ``done`` afterwards, also after an error.
-
-        Raises:
-            RedisError, OSError: the connection failed; what isn't done may or may not have
-                arrived, and is sent again under the same message id.
-        """
-        report = Report()
-        jobs = self._jobs(await self._seal(packets, report))
-        pipe = self._client.pipeline(transaction=False)
-        for job in jobs:
-            self._queue(pipe, job)
-        replies = await pipe.execute(raise_on_error=False)
-        waiting: list[Packet] = []
-        for job, reply in zip(jobs, replies, strict=True):
-            for packet, _ in job:
-                if isinstance(reply, Exception):
-                    report.refuse(reply)
-                elif self._is_scripted(packet) and (settled := settle_reply(reply)).fenced:
-                    report.holder = settled.holder
-                    self._outbox.leave(packet)
-                elif packet.settlement is not None and self._entry(packet) is None:
-                    waiting.append(packet)
-                else:
-                    self._outbox.delivered(packet)
-        if waiting:
-            await self._acknowledge(waiting, report)
-        return report
-
-    async def _seal(self, packets: Sequence[Packet], report: Report) -> list[_Sealed]:
-        sealed: list[_Sealed] = []
+    async def seal(self, packets: Sequence[Packet]) -> Batch:
+        """Seal packets for one attempt to send them, which should follow at once."""
+        batch = Batch(packets)
+        groups: dict[tuple[str, bool], list[tuple[Packet, _Fields]]] = {}
         for place, packet in enumerate(packets, start=1):
             try:
                 envelope = self._outbox.envelope(packet)
@@ -128,68 +169,111 @@ class Sender:
                     envelope, stream=packet.stream, ring=self._ring, clock=self._clock
                 )
             except (CodecError, DecodeError) as error:
-                report.unsendable.append((packet, reason_of(error)))
+                batch.unsendable.append((packet, reason_of(error)))
+                continue
+            if self._settles(packet):
+                batch.jobs.append([(packet, fields)])
+            else:
+                key = packet.stream, packet.durable
+                group = groups.get(key)
+                if group is None:
+                    group = groups[key] = []
+                    batch.jobs.append(group)
+                group.append((packet, fields))
+            if self._give_way is not None and self._give_way.urgent():
+                await self._give_way.wait()
+            elif place % _SEALED_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
+        return batch
+
+    async def send(self, batch: Batch) -> Report:
+        """Send; packets that the server has are ``done`` afterwards, also after an error.
+
+        Raises:
+            RedisError, OSError: the connection failed; what isn't done may or may not have
+                arrived, and is sent again under the same message id.
+        """
+        report = Report(unsendable=batch.unsendable)
+        for packet, _ in batch.unsendable:
+            self._outbox.leave(packet)
+        if not batch.jobs:
+            return report
+        replies = await self._ask([self._command(job) for job in batch.jobs])
+        waiting: list[Packet] = []
+        for job, reply in zip(batch.jobs, replies, strict=True):
+            if isinstance(reply, Exception):
+                for _ in job:
+                    report.refuse(reply)
+                continue
+            packet, _ = job[0]
+            if self._settles(packet) and (settled := settle_reply(reply)).fenced:
+                report.holder = settled.holder
                 self._outbox.leave(packet)
                 continue
-            sealed.append((packet, fields))
-            if place % _SEALED_AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
-        return sealed
+            for packet, _ in job:
+                if packet.settlement is not None and self._entry(packet) is None:
+                    waiting.append(packet)
+                else:
+                    self._outbox.delivered(packet)
+        if waiting:
+            await self._acknowledge(waiting, report)
+        return report
 
-    def _jobs(self, sealed: Sequence[_Sealed]) -> list[list[_Sealed]]:
-        """What goes out in one command each: an outcome alone, of others all for one stream."""
-        jobs: list[list[_Sealed]] = []
-        by_stream: dict[str, list[_Sealed]] = {}
-        for packet, fields in sealed:
-            if self._is_scripted(packet):
-                jobs.append([(packet, fields)])
-            elif packet.stream in by_stream:
-                by_stream[packet.stream].append((packet, fields))
-            else:
-                by_stream[packet.stream] = [(packet, fields)]
-                jobs.append(by_stream[packet.stream])
-        return jobs
+    async def _ask(self, commands: Sequence[list[Argument]]) -> list[Any]:
+        """Send commands in one round trip; replies, the server's refusals among them."""
+        if len(commands) == 1:
+            # Without a pipeline a lone packet gets there sooner.
+            try:
+                return [await self._client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
+            except ResponseError as error:
+                return [error]
+        pipe = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        return await pipe.execute(raise_on_error=False)
 
-    def _queue(self, pipe: Pipeline, job: Sequence[_Sealed]) -> None:
+    def _command(self, job: Sequence[tuple[Packet, _Fields]]) -> list[Argument]:
         packet, fields = job[0]
-        keep = self._lengths.get(packet.stream, STREAM_LENGTH)
-        if self._is_scripted(packet):
-            queue_settle(
-                pipe,
+        stream = packet.stream
+        keep = self._lengths.get(stream, STREAM_LENGTH)
+        if self._run is not None and self._settles(packet):
+            return settle_command(
                 fields,
-                stream=packet.stream,
-                settled=self._settled,
-                fence=self._fence,
+                stream=stream,
+                settled=self._run.settled,
+                fence=self._run.fence,
                 message_id=packet.message_id,
                 token=self._token,
                 entry=self._entry(packet),
                 keep=keep,
             )
-        else:
-            queue_append(pipe, packet.stream, [fields for _, fields in job], keep=keep)
+        if packet.durable:
+            entries = [(packet.message_id, fields) for packet, fields in job]
+            return append_once_command(stream, settled_of(stream), entries, keep=keep)
+        return append_command(stream, [fields for _, fields in job], keep=keep)
 
-    def _is_scripted(self, packet: Packet) -> bool:
+    def _settles(self, packet: Packet) -> bool:
         """Does it go through settle.lua? Every outcome does, with or without an entry."""
-        answers = packet.settlement is not None or packet.stream == self._outcomes
-        return answers and hash_tag(packet.stream) == self._slot
+        if self._run is None:
+            return False
+        answers = packet.settlement is not None or packet.stream == self._run.outcomes
+        return answers and hash_tag(packet.stream) == self._run.slot
 
     def _entry(self, packet: Packet) -> Entry | None:
         """The entry that the script finishes; ``None`` if there is none, or in another slot."""
         settlement = packet.settlement
-        if settlement is None or not self._is_scripted(packet):
+        if settlement is None or self._run is None or not self._settles(packet):
             return None
-        if hash_tag(settlement.stream) != self._slot:
+        if hash_tag(settlement.stream) != self._run.slot:
             return None
         return Entry(settlement.stream, settlement.group, settlement.entry_id, settlement.delete)
 
     async def _acknowledge(self, packets: Sequence[Packet], report: Report) -> None:
         """Finish the entries of packets that are on their streams, in other slots than these."""
-        pipe = self._client.pipeline(transaction=False)
-        for packet in packets:
-            if packet.settlement is not None:
-                entry = packet.settlement
-                pipe.execute_command("XACK", entry.stream, entry.group, entry.entry_id)
-        replies = await pipe.execute(raise_on_error=False)
+        entries = [packet.settlement for packet in packets if packet.settlement is not None]
+        replies = await self._ask(
+            [["XACK", entry.stream, entry.group, entry.entry_id] for entry in entries]
+        )
         for packet, reply in zip(packets, replies, strict=True):
             if isinstance(reply, Exception):
                 report.refuse(reply)
