@@ -285,7 +285,7 @@ class Intake:
             clock=self._clock,
         )
         # In flight until then: it isn't read again, and its claim is extended.
-        self._in_flight.add(entry.entry_id)
+        self._in_flight.add_dying(entry.entry_id)
         try:
             await self._write(letter)
         except (RedisError, OSError) as error:
