@@ -49,7 +49,7 @@ def _figures(name: str, found: Outcome) -> list[Figure]:
         single(f"{name}: entries read and finished", [total / found.seconds], "entries/s"),
         single(f"{name}: longest stall of the event loop", [found.stall * 1e3], "ms"),
         single(
-            f"{name}: memory, most of the last third over most of the first",
+            f"{name}: memory, median of the last third over that of the first",
             [found.growth / MEBIBYTE],
             "MiB",
             goal="flat",

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
+from statistics import median
 from typing import Any
 
 import anyio
@@ -58,9 +59,12 @@ class Outcome:
 
     @property
     def growth(self) -> int:
-        """Bytes by which the most held in the last third is over the most in the first."""
+        """Bytes by which the median of the last third is over that of the first.
+
+        Not the most: that is up to how many megabytes happen to be in one chunk.
+        """
         third = max(1, len(self.memory) // 3)
-        return max(self.memory[-third:]) - max(self.memory[:third])
+        return int(median(self.memory[-third:]) - median(self.memory[:third]))
 
 
 async def onslaught(url: str, stream: str, ring: KeyRing, count: int, seed: int) -> Outcome:
