@@ -69,6 +69,13 @@ class Settings(BaseSettings):
         30.0, ge=1.0, le=3600.0, description="How long a silent worker keeps its run."
     )
 
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="Serve /metrics and /healthz there; 0: any free port."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to serve them at; they need no password."
+    )
+
     # The run
     run: str | None = Field(
         None,

@@ -16,8 +16,11 @@ from tests.oona.bus import (
     consuming,
     finished,
     send,
+    taken_entry,
 )
 from tolaria_bus.oona.consumer import Received
+from tolaria_bus.oona.in_flight import InFlight
+from tolaria_bus.oona.reading import Member
 
 
 async def deliveries(redis: Redis, name: str) -> dict[str, int]:
@@ -156,3 +159,18 @@ async def test_a_claim_that_another_consumer_took_is_told_and_not_taken_back(
         assert await events.wait_for("claims_lost") == {"stream": CONTROL, "entries": entry_id}
         (item,) = await redis.xpending_range(CONTROL, GROUP, "-", "+", 10)
         assert item["consumer"] == b"other"
+
+
+async def test_an_entry_that_becomes_a_dead_letter_meanwhile_is_no_lost_claim(redis: Redis):
+    """The server has the letter, and its reply is still on the way."""
+    entry_id = await taken_entry(redis, CONTROL, GROUP)
+    events = Events()
+    in_flight = InFlight(redis, Member(CONTROL, GROUP, "me"), events)
+    in_flight.add_dying(entry_id)
+    await redis.xack(CONTROL, GROUP, entry_id)
+    await in_flight.renew()
+    assert events.seen == []
+    in_flight.remove(entry_id)
+    in_flight.add(entry_id)
+    await in_flight.renew()
+    assert events.names() == ["claims_lost"]

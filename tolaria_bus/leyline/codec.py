@@ -30,6 +30,9 @@ from tolaria_bus.leyline.numbers import hyperparameters, shortest_float
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
 """The largest message, as bytes or as JSON text."""
+MAX_CHECKED: Final = 20_000
+"""Messages in one field of a message that have enums to be looked at. Each takes a microsecond or
+two: a megabyte of empty ones would hold up everything else for a second."""
 
 Reason = Literal["malformed", "oversize", "type"]
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -221,6 +224,9 @@ def _refuse_unknown_enums(message: Message, plan: _EnumPlan, path: str) -> None:
     for name, repeated, below in plan.below:
         if repeated:
             inner = getattr(message, name)
+            if len(inner) > MAX_CHECKED:
+                where = f"{path or message.DESCRIPTOR.name}.{name}"
+                raise CodecError("malformed", f"{where}: {len(inner)}, at most {MAX_CHECKED}")
         elif message.HasField(name):
             inner = (getattr(message, name),)
         else:

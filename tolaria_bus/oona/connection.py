@@ -176,6 +176,10 @@ class ServerClock:
             return None
         return int(max(self._monotonic() + self._offset, self._wall()) * 1000)
 
+    def now(self) -> float | None:
+        """Seconds since the epoch, whatever this machine's wall clock says: for measuring."""
+        return None if self._offset is None else self._monotonic() + self._offset
+
 
 def _split(url: str) -> SplitResult:
     """Return the URL's parts. Raises BadUrl with one clear line."""

@@ -50,11 +50,18 @@ _PRIORITIES: Final = frozenset(MessagePriority.values())
 class Refused(Exception):
     """An entry can't be used; it belongs into the dead letters."""
 
-    def __init__(self, reason: RefusedReason, detail: str) -> None:
+    def __init__(self, reason: RefusedReason, detail: str, key_id: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason: RefusedReason = reason
         self.detail = detail
         """One sentence for people, naming the field and the value."""
+        self.key_id = key_id
+        """The key that an entry with a bad signature, nonce or audience says it was signed with;
+        nothing where signing is off."""
+
+
+class IdAhead(Refused):
+    """The entry's own id is ahead of the server: so are all that are added after it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -201,7 +208,7 @@ class Opener:
                 self._refuse_signature(key_id, complete, key, signature)
         audience = envelope.audience
         if audience != stream and (audience or trusted):
-            _refuse_audience(audience, stream)
+            _refuse_audience(audience, stream, key_id if trusted else "")
         entry_ns = entry[0] * 1_000_000
         issued_at_ns = envelope.issued_at_ns
         if issued_at_ns or trusted:
@@ -219,7 +226,7 @@ class Opener:
                 detail = f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}"
                 raise Refused("malformed", detail)
             if self._nonces is not None and not self._nonces.check(nonce, stream, entry):
-                raise Refused("replay", "the nonce came in another entry before")
+                raise Refused("replay", "the nonce came in another entry before", key_id)
         if undated(message):
             return _dated(message, envelope, issued_at_ns or entry_ns)
         return Opened(message, envelope, issued_at_ns or entry_ns)
@@ -256,7 +263,7 @@ class Opener:
             detail = f"key_id {key_id[:64]!r} is not in the key ring"
         else:
             detail = "key_id is empty: envelopes of fields 1-3 are off"
-        raise Refused("signature", detail)
+        raise Refused("signature", detail, key_id)
 
 
 def _only_compat_fields(envelope: BusEnvelope) -> bool:
@@ -266,12 +273,12 @@ def _only_compat_fields(envelope: BusEnvelope) -> bool:
 def _refuse_entry_ahead(entry_id: str, ahead_ms: int) -> NoReturn:
     # Such an id would move the end of every window of this stream.
     detail = f"entry id {entry_id} is {ahead_ms / 1000:.1f} s ahead of the server"
-    raise Refused("future", detail)
+    raise IdAhead("future", detail)
 
 
-def _refuse_audience(audience: str, stream: str) -> NoReturn:
+def _refuse_audience(audience: str, stream: str, key_id: str) -> NoReturn:
     detail = f"audience {audience[:200]!r} is not the stream {stream!r}"
-    raise Refused("audience", detail)
+    raise Refused("audience", detail, key_id)
 
 
 def _refuse_delay(delay_ns: int) -> NoReturn:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import structlog
 from anyio import create_task_group
 from anyio.abc import TaskGroup
+from prometheus_client.registry import CollectorRegistry
 from redis.exceptions import RedisError
 
 from tolaria_bus.leyline import CommandOutcome, MessagePriority
@@ -23,6 +24,7 @@ from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer, Received
 from tolaria_bus.oona.directory import beat, runs, write_status
 from tolaria_bus.oona.lease import Lease
+from tolaria_bus.oona.metrics import stalled
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
@@ -43,6 +45,7 @@ from tolaria_bus.worker.bridge import (
     command_delivery,
     signal_delivery,
 )
+from tolaria_bus.worker.measuring import measure
 
 GROUP = "tolaria"
 """Of a run's own stream; on shared ones each run has its own, ``tolaria.RUN``."""
@@ -51,6 +54,7 @@ BLOCK = timedelta(seconds=2)
 COMPAT_SECRET = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
 LOUD = frozenset(
     {
+        "bad_signatures",
         "entries_cut",
         "entries_lost",
         "group_recreated",
@@ -58,6 +62,8 @@ LOUD = frozenset(
         "length_limit",
         "refused",
         "spool_failed",
+        "stream_blocked",
+        "stream_mended",
         "unspooled",
     }
 )
@@ -79,6 +85,7 @@ class Bus:
         ring: Signs and verifies.
         mailbox: Where commands go.
         new: Take a run id that the server knows though the folder is empty.
+        registry: Where metrics are wanted.
 
     Attributes:
         outbound: The trainer's way out.
@@ -94,6 +101,7 @@ class Bus:
         mailbox: Mailbox,
         *,
         new: bool = False,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         self._url = url
         self._run = run
@@ -102,6 +110,7 @@ class Bus:
         self._ring = ring
         self._mailbox = mailbox
         self._new = new
+        self._registry = registry
         self._log = structlog.get_logger().bind(run=run)
         self._streams = Streams(settings.prefix)
         self._retentions = retentions(
@@ -148,6 +157,7 @@ class Bus:
             self._tasks.start_soon(self._lease.keep)
             await self._start_consumers(stack)
             self._start_janitor()
+            self._measure()
             self._stack = stack.pop_all()
         return self
 
@@ -172,6 +182,10 @@ class Bus:
         except (RedisError, OSError) as error:
             self._log.warning("the lease was not given back; it will lapse", reason=str(error))
 
+    def stalled(self) -> str:
+        """Which read loops stand still, in one line; empty if none does. Any thread may ask."""
+        return stalled(self._consumers)
+
     def sync(self) -> None:
         """Make the spool durable: for a process that is about to be ended."""
         self._spool.sync()
@@ -192,6 +206,7 @@ class Bus:
             "accuracy": progress.accuracy,
             "learning_rate": progress.lr,
             "mode": progress.mode,
+            "read_age": round(max(consumer.read_age for consumer in self._consumers), 1),
             "timeline": progress.timeline,
             "deferred": [item.command_id for item in self._folder.ledger.deferred()],
         }
@@ -279,6 +294,7 @@ class Bus:
                 start="0" if delete else begins,
                 block=BLOCK,
                 on_event=self._on_event,
+                server_now=self._clock.now,
             )
             self._consumers.append(consumer)
             handler = self._take_signal if accept is ALERTS else self._take_command
@@ -299,6 +315,21 @@ class Bus:
             on_event=self._on_event,
         )
         self._tasks.start_soon(janitor.run)
+
+    def _measure(self) -> None:
+        if self._registry is not None:
+            sampler = measure(
+                self._registry,
+                self._client,
+                self._streams,
+                self._run,
+                consumers=self._consumers,
+                publisher=self._publisher,
+                outbox=self._outbox,
+                clock=self._clock,
+                on_event=self._on_event,
+            )
+            self._tasks.start_soon(sampler.run)
 
     async def _take_command(self, received: Received) -> None:
         self._post(received, command_delivery(received))
