@@ -153,18 +153,13 @@ async def read(
 
 
 def seen_key(stream: str) -> str:
-    """Key of the entries of a stream's slot that have a letter."""
+    """Key of the entries of a stream's slot that have a letter, by when they last got one."""
     return f"{dead_letters_of(stream)}:seen"
 
 
 def begun_key(stream: str, group: str) -> str:
     """Key of the counts of begun handlings of a group, in the slot of its stream."""
     return f"{stream if run_of(stream) is not None else f'{{{stream}}}'}:begun:{group}"
-
-
-def seen_key(dead: str) -> str:
-    """Key of the entries that have a letter in a dead-letter stream, by when they last got one."""
-    return f"{dead}:seen"
 
 
 def seen_member(letter: DeadLetter) -> str:
