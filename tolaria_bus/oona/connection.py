@@ -54,7 +54,13 @@ class ServerInfo:
     """Short of memory it may drop keys, streams among them."""
 
 
-def connect(url: str, *, name: str, block: timedelta | None = None) -> Redis:
+def connect(
+    url: str,
+    *,
+    name: str,
+    block: timedelta | None = None,
+    reply: timedelta = REPLY_TIMEOUT,
+) -> Redis:
     """Return a client; no connection is made until its first command.
 
     Args:
@@ -63,12 +69,13 @@ def connect(url: str, *, name: str, block: timedelta | None = None) -> Redis:
         name: what the server's CLIENT LIST shows; no spaces.
         block: how long this client's blocking reads may wait in the server; its time limit for
             replies is that much longer. A reader shares its client with nobody.
+        reply: See ``REPLY_TIMEOUT``.
 
     Raises:
         BadUrl: the URL can't name a server.
     """
     _split(url)
-    limit = REPLY_TIMEOUT + (block or timedelta())
+    limit = reply + (block or timedelta())
     try:
         return Redis.from_url(
             url,

@@ -212,8 +212,10 @@ class Consumer:
         try:
             entries = await self._fetch()
         except ResponseError as error:
-            # UNBLOCKED: the key went while a read waited for it.
-            if str(error).startswith(("NOGROUP", "UNBLOCKED")):
+            if str(error).startswith("UNBLOCKED"):
+                # The key went, or the server became a replica: the next read says which.
+                return [], 0.0
+            if str(error).startswith("NOGROUP"):
                 self._prepared, self._gone, self._start = False, True, "0"
                 return [], 0.0
             return [], self._failed(error)

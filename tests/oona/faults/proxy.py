@@ -1,0 +1,109 @@
+"""A network between clients and a server that can be slow, late, or dead without saying so."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+
+
+@dataclass(eq=False)
+class _Link:
+    """One connection.
+
+    Attributes:
+        swallows: Bytes go nowhere, in both directions.
+        requests: Set while bytes to the server may go on.
+    """
+
+    swallows: bool = False
+    requests: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Proxy:
+    """On a port of the loopback interface, before a server on a Unix socket.
+
+    Args:
+        path: The server's socket.
+
+    Attributes:
+        latency: Seconds that each piece takes, in each direction.
+        url: For clients.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.latency = 0.0
+        self.url = ""
+        self._path = path
+        self._links: set[_Link] = set()
+        self._dead = False
+
+    def die(self) -> None:
+        """Swallow what comes over old and new connections; none is closed."""
+        self._dead = True
+        for link in self._links:
+            link.swallows = True
+
+    def heal(self) -> None:
+        """Serve new connections; those that have lost something stay dead."""
+        self._dead = False
+
+    def hold_requests(self) -> None:
+        """Hold what the clients of this moment send, until :meth:`deliver_late`."""
+        for link in self._links:
+            link.requests = anyio.Event()
+
+    def deliver_late(self) -> None:
+        """Deliver what was held, though the clients may be gone meanwhile."""
+        for link in self._links:
+            link.requests.set()
+
+    async def serve(self, client: ByteStream) -> None:
+        """Carry one connection until both sides are closed."""
+        link = _Link(swallows=self._dead)
+        link.requests.set()
+        self._links.add(link)
+        try:
+            async with (
+                client,
+                await anyio.connect_unix(self._path) as server,
+                anyio.create_task_group() as tasks,
+            ):
+                tasks.start_soon(self._carry, client, server, link, True)
+                tasks.start_soon(self._carry, server, client, link, False)
+        finally:
+            self._links.discard(link)
+
+    async def _carry(
+        self, source: ByteStream, sink: ByteStream, link: _Link, to_server: bool
+    ) -> None:
+        try:
+            while True:
+                data = await source.receive()
+                if self.latency:
+                    await anyio.sleep(self.latency)
+                if to_server:
+                    await link.requests.wait()
+                if not link.swallows:
+                    await sink.send(data)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await sink.aclose()
+
+
+@asynccontextmanager
+async def proxied(path: Path) -> AsyncIterator[Proxy]:
+    """A proxy that runs until the block ends."""
+    proxy = Proxy(path)
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        port = listener.extra(SocketAttribute.local_port)
+        proxy.url = f"redis://127.0.0.1:{port}"
+        tasks.start_soon(listener.serve, proxy.serve)
+        yield proxy
+        tasks.cancel_scope.cancel()

@@ -1,0 +1,73 @@
+"""The server is well; the way to it isn't."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+
+from tests.oona.faults.own_server import OwnServer
+from tests.oona.faults.proxy import proxied
+from tests.oona.faults.scene import HELD, PUBLISHING, READING, acting
+
+REPLY = timedelta(seconds=1)
+"""Long enough for a loaded machine, short enough not to be waited for often."""
+
+
+async def test_connections_that_are_killed_again_and_again_cost_nothing(
+    own: OwnServer, tmp_path: Path
+):
+    async with acting(tmp_path, own.url) as scene:
+        await scene.flows()
+        for _ in range(20):
+            await scene.operator.client_kill_filter(_type="normal", skipme=True)
+            await anyio.sleep(0.05)
+        await scene.told("reconnected", READING, *PUBLISHING)
+        await scene.closes()
+
+
+async def test_a_dead_connection_that_nobody_closes_is_noticed(own: OwnServer, tmp_path: Path):
+    async with (
+        proxied(own.socket) as proxy,
+        acting(tmp_path, own.url, url=proxy.url, reply=REPLY) as scene,
+    ):
+        await scene.flows()
+        proxy.die()
+        await scene.told("disconnected", READING, *PUBLISHING)
+        # New connections are as dead.
+        await anyio.sleep(HELD)
+        proxy.heal()
+        await scene.told("reconnected", READING, *PUBLISHING)
+        await scene.closes()
+        errors = {told["error"] for told in scene.events.of("disconnected")}
+        assert all("Timeout" in error for error in errors), errors
+
+
+async def test_a_slow_way_to_the_server_slows_nothing_but_the_bus(own: OwnServer, tmp_path: Path):
+    async with (
+        proxied(own.socket) as proxy,
+        acting(tmp_path, own.url, url=proxy.url) as scene,
+    ):
+        await scene.flows()
+        proxy.latency = 0.05
+        await anyio.sleep(HELD)
+        await scene.closes()
+        assert scene.events.seen == []
+
+
+async def test_a_read_that_reaches_the_server_when_its_sender_is_gone_loses_nothing(
+    own: OwnServer, tmp_path: Path
+):
+    """What it took is pending with a consumer that doesn't know: it comes with the next sweep."""
+    async with (
+        proxied(own.socket) as proxy,
+        acting(
+            tmp_path, own.url, url=proxy.url, reply=REPLY, min_idle=timedelta(seconds=1)
+        ) as scene,
+    ):
+        await scene.flows()
+        proxy.hold_requests()
+        await scene.told("disconnected", READING)
+        await scene.told("reconnected", READING)
+        proxy.deliver_late()
+        await scene.closes(in_order=False)
+        assert scene.redelivered
