@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -205,6 +205,7 @@ async def acting(
     *,
     url: str | None = None,
     reply: timedelta = REPLY_TIMEOUT,
+    on_command: Callable[[str], Awaitable[None]] | None = None,
     **options: Any,
 ) -> AsyncIterator[Scene]:
     """A scene that plays until the block ends.
@@ -214,6 +215,7 @@ async def acting(
         server: URL of the server, for the operator and the sender.
         url: How the worker reaches it, if otherwise.
         reply: How long the worker waits for an answer.
+        on_command: What the handler does first, if anything.
         options: Of the consumer.
     """
     events, handled, redelivered = Events(), list[str](), list[str]()
@@ -240,6 +242,8 @@ async def acting(
             handled.append(command_id)
             if received.redelivered:
                 redelivered.append(command_id)
+            if on_command is not None:
+                await on_command(command_id)
             if number_of(command_id) % 2:
                 received.ack_soon()
             else:
