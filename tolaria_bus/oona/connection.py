@@ -19,6 +19,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
+from tolaria_bus.oona.closed_transport import lost_when_closed
+
 REPLY_TIMEOUT: Final = timedelta(seconds=5)
 """A reply that takes longer means a dead server; a blocking read has its block on top of it."""
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
@@ -59,7 +61,7 @@ def connect(
     *,
     name: str,
     block: timedelta | None = None,
-    reply: timedelta = REPLY_TIMEOUT,
+    reply: timedelta | None = None,
 ) -> Redis:
     """Return a client; no connection is made until its first command.
 
@@ -69,15 +71,15 @@ def connect(
         name: what the server's CLIENT LIST shows; no spaces.
         block: how long this client's blocking reads may wait in the server; its time limit for
             replies is that much longer. A reader shares its client with nobody.
-        reply: See ``REPLY_TIMEOUT``.
+        reply: How long any other reply may take; by default ``REPLY_TIMEOUT``.
 
     Raises:
         BadUrl: the URL can't name a server.
     """
     _split(url)
-    limit = reply + (block or timedelta())
+    limit = (reply or REPLY_TIMEOUT) + (block or timedelta())
     try:
-        return Redis.from_url(
+        client = Redis.from_url(
             url,
             client_name=name,
             socket_timeout=limit.total_seconds(),
@@ -88,6 +90,9 @@ def connect(
         )
     except (ValueError, TypeError) as error:
         raise BadUrl(f"server URL {redacted(url)!r}: {error}") from None
+    pool = client.connection_pool
+    pool.connection_class = lost_when_closed(pool.connection_class)
+    return client
 
 
 def redacted(url: str) -> str:

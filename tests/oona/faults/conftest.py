@@ -1,9 +1,11 @@
-"""A server of its own for each test of faults."""
+"""A server of its own for each test of faults, and the event loop of a worker."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tests.oona.faults.own_server import OwnServer
 
@@ -14,3 +16,8 @@ def own(tmp_path: Path, state_home: None) -> Iterator[OwnServer]:
     server = OwnServer(tmp_path / "own")
     yield server
     server.stop()
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loop that a worker has."""
+    return {"uvloop": uvloop.new_event_loop}

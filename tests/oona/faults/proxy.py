@@ -16,11 +16,11 @@ class _Link:
     """One connection.
 
     Attributes:
-        swallows: Bytes go nowhere, in both directions.
+        swallows: Which bytes go nowhere: those to the server (true), those from it (false).
         requests: Set while bytes to the server may go on.
     """
 
-    swallows: bool = False
+    swallows: set[bool] = field(default_factory=set)
     requests: anyio.Event = field(default_factory=anyio.Event)
 
 
@@ -40,17 +40,21 @@ class Proxy:
         self.url = ""
         self._path = path
         self._links: set[_Link] = set()
-        self._dead = False
+        self._swallows: set[bool] = set()
 
-    def die(self) -> None:
-        """Swallow what comes over old and new connections; none is closed."""
-        self._dead = True
+    def die(self, *, replies_only: bool = False) -> None:
+        """Swallow what comes over old and new connections; none is closed.
+
+        Args:
+            replies_only: The server gets all, and does it; its answers are lost.
+        """
+        self._swallows = {False} if replies_only else {True, False}
         for link in self._links:
-            link.swallows = True
+            link.swallows |= self._swallows
 
     def heal(self) -> None:
         """Serve new connections; those that have lost something stay dead."""
-        self._dead = False
+        self._swallows = set()
 
     def hold_requests(self) -> None:
         """Hold what the clients of this moment send, until :meth:`deliver_late`."""
@@ -64,7 +68,7 @@ class Proxy:
 
     async def serve(self, client: ByteStream) -> None:
         """Carry one connection until both sides are closed."""
-        link = _Link(swallows=self._dead)
+        link = _Link(set(self._swallows))
         link.requests.set()
         self._links.add(link)
         try:
@@ -88,7 +92,7 @@ class Proxy:
                     await anyio.sleep(self.latency)
                 if to_server:
                     await link.requests.wait()
-                if not link.swallows:
+                if to_server not in link.swallows:
                     await sink.send(data)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             await sink.aclose()

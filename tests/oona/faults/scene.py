@@ -36,7 +36,7 @@ from tests.oona.bus import (
 from tests.oona.faults.sender import Sender, number_of
 from tests.oona.faults.training import Training
 from tolaria_bus.leyline import BusMessageType
-from tolaria_bus.oona.connection import REPLY_TIMEOUT, connect
+from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.consumer import Consumer, Received
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.outbox import Outbox
@@ -76,10 +76,10 @@ class Mark:
     outcome: int = 0
 
 
-async def until(condition: Callable[[], bool], what: Callable[[], object] = lambda: "") -> None:
+async def until(condition: Callable[[], bool], what: Callable[[], object]) -> None:
     """Wait for something that tells nobody when it happens."""
     end = time.monotonic() + _PATIENCE
-    while not condition():  # noqa: ASYNC110
+    while not condition():
         assert time.monotonic() < end, what()
         await anyio.sleep(0.005)
 
@@ -155,9 +155,7 @@ class Scene:
     async def _all_finished(self) -> None:
         """Every entry was finished, and is deleted."""
         with anyio.fail_after(_PATIENCE):
-            while await self.operator.xlen(CONTROL):
-                await anyio.sleep(0.01)
-            while await pending(self.operator, CONTROL, GROUP):
+            while await self.operator.xlen(CONTROL) or await pending(self.operator, CONTROL, GROUP):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         await until(lambda: not self.consumer.in_flight, self._state)
 
@@ -204,7 +202,7 @@ async def acting(
     server: str,
     *,
     url: str | None = None,
-    reply: timedelta = REPLY_TIMEOUT,
+    reply: timedelta | None = None,
     on_command: Callable[[str], Awaitable[None]] | None = None,
     **options: Any,
 ) -> AsyncIterator[Scene]:
@@ -214,12 +212,16 @@ async def acting(
         folder: For the spool.
         server: URL of the server, for the operator and the sender.
         url: How the worker reaches it, if otherwise.
-        reply: How long the worker waits for an answer.
+        reply: How long the worker waits for an answer, if not as long as usual.
         on_command: What the handler does first, if anything.
         options: Of the consumer.
     """
     events, handled, redelivered = Events(), list[str](), list[str]()
     loop = asyncio.get_running_loop()
+
+    def forget(received: Received) -> None:
+        loop.call_soon_threadsafe(received.forget)
+
     async with AsyncExitStack() as stack:
 
         async def client(name: str, at: str, **how: Any) -> Redis:
@@ -228,7 +230,7 @@ async def acting(
         worker = url or server
         spool = stack.enter_context(Spool(folder / "spool"))
         outbox = new_outbox(spool)
-        training = Training(outbox, lambda received: loop.call_soon_threadsafe(received.forget))
+        training = Training(outbox, forget)
         publisher = Publisher(
             await client("bulk", worker, reply=reply),
             await client("emergency", worker, reply=reply),

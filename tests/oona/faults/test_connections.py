@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio
+import pytest
 
 from tests.oona.faults.own_server import OwnServer
 from tests.oona.faults.proxy import proxied
@@ -16,22 +17,28 @@ REPLY = timedelta(seconds=1)
 async def test_connections_that_are_killed_again_and_again_cost_nothing(
     own: OwnServer, tmp_path: Path
 ):
+    """Some in the middle of being made, or just before they are written to."""
     async with acting(tmp_path, own.url) as scene:
         await scene.flows()
-        for _ in range(20):
-            await scene.operator.client_kill_filter(_type="normal", skipme=True)
-            await anyio.sleep(0.05)
+        with anyio.move_on_after(1.5):
+            while True:
+                await scene.operator.client_kill_filter(_type="normal", skipme=True)
+                await anyio.sleep(0.003)
         await scene.told("reconnected", READING, *PUBLISHING)
         await scene.closes()
 
 
-async def test_a_dead_connection_that_nobody_closes_is_noticed(own: OwnServer, tmp_path: Path):
+@pytest.mark.parametrize("replies_only", [False, True], ids=["both ways", "replies only"])
+async def test_a_dead_connection_that_nobody_closes_is_noticed(
+    own: OwnServer, tmp_path: Path, replies_only: bool
+):
+    """Where only replies are lost, the server does everything, and does it again."""
     async with (
         proxied(own.socket) as proxy,
         acting(tmp_path, own.url, url=proxy.url, reply=REPLY) as scene,
     ):
         await scene.flows()
-        proxy.die()
+        proxy.die(replies_only=replies_only)
         await scene.told("disconnected", READING, *PUBLISHING)
         # New connections are as dead.
         await anyio.sleep(HELD)
