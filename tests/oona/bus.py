@@ -137,7 +137,9 @@ class Inbox:
 
 
 @asynccontextmanager
-async def consumer(url: str, name: str = "me", **options: Any) -> AsyncIterator[Consumer]:
+async def consumer(
+    url: str, name: str = "me", *, reply: timedelta | None = None, **options: Any
+) -> AsyncIterator[Consumer]:
     """A consumer of the control stream that isn't running yet."""
     block = timedelta(milliseconds=200)
     settings: dict[str, Any] = {
@@ -152,8 +154,8 @@ async def consumer(url: str, name: str = "me", **options: Any) -> AsyncIterator[
         "on_event": Events(),
     }
     async with (
-        connect(url, name="reader", block=block) as reader,
-        connect(url, name="acks") as acks,
+        connect(url, name="reader", block=block, reply=reply) as reader,
+        connect(url, name="acks", reply=reply) as acks,
     ):
         yield Consumer(reader, acks, **{**settings, **options})
 

@@ -46,9 +46,7 @@ class Attempts:
         Args:
             refused: What it said, and how often.
         """
-        if self._lost_at is not None:
-            self._tell("reconnected", seconds=f"{time.monotonic() - self._lost_at:.3f}")
-            self._lost_at = None
+        self.reached()
         if refused:
             self._tell_refused(refused)
             return self._backoff.next()
@@ -57,6 +55,12 @@ class Attempts:
             self._refused.clear()
         self._backoff.reset()
         return 0.0
+
+    def reached(self) -> None:
+        """The server answered; whether it takes all that it is asked for isn't known yet."""
+        if self._lost_at is not None:
+            self._tell("reconnected", seconds=f"{time.monotonic() - self._lost_at:.3f}")
+            self._lost_at = None
 
     def _tell_refused(self, refused: Mapping[str, int]) -> None:
         if not self._refused:

@@ -193,36 +193,41 @@ class Consumer:
     async def _read_until_stopped(self) -> None:
         wait = 0.0
         while not self._stopped.is_set():
-            entries: list[Delivered] = []
+            entries: list[Delivered] | None = None
             with anyio.CancelScope() as self._reading:
                 await anyio.sleep(wait)
                 entries, wait = await self._read()
             self.last_read = self._monotonic()
-            for entry in entries:
-                if self._stopped.is_set():
-                    break
-                try:
-                    await self._intake.take(entry)
-                except (RedisError, OSError) as error:
-                    wait = self._failed(error)
-                    break
+            if entries is not None:
+                wait = await self._take(entries)
 
-    async def _read(self) -> tuple[list[Delivered], float]:
-        """One round: entries, and how many seconds to wait before the next."""
+    async def _read(self) -> tuple[list[Delivered] | None, float]:
+        """One round: entries, ``None`` if it failed; how many seconds to wait before the next."""
         try:
             entries = await self._fetch()
         except ResponseError as error:
             if str(error).startswith("UNBLOCKED"):
                 # The key went, or the server became a replica: the next read says which.
-                return [], 0.0
+                return None, 0.0
             if str(error).startswith("NOGROUP"):
                 self._prepared, self._gone, self._start = False, True, "0"
-                return [], 0.0
-            return [], self._failed(error)
+                return None, 0.0
+            return None, self._failed(error)
         except (RedisError, OSError) as error:
-            return [], self._failed(error)
-        self._attempts.answered()
+            return None, self._failed(error)
+        self._attempts.reached()
         return entries, 0.0
+
+    async def _take(self, entries: list[Delivered]) -> float:
+        """Do with entries what has to be done; seconds to wait before the next read."""
+        for entry in entries:
+            if self._stopped.is_set():
+                break
+            try:
+                await self._intake.take(entry)
+            except (RedisError, OSError) as error:
+                return self._failed(error)
+        return self._attempts.answered()
 
     def _failed(self, error: RedisError | OSError) -> float:
         """Something was perhaps delivered that we don't know of: look. Seconds to wait."""

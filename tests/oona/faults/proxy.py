@@ -32,11 +32,15 @@ class Proxy:
 
     Attributes:
         latency: Seconds that each piece takes, in each direction.
+        unanswered: A connection is dead to its client once this went over it to the server.
+        lost: How many died of that.
         url: For clients.
     """
 
     def __init__(self, path: Path) -> None:
         self.latency = 0.0
+        self.unanswered: bytes | None = None
+        self.lost = 0
         self.url = ""
         self._path = path
         self._links: set[_Link] = set()
@@ -82,6 +86,11 @@ class Proxy:
         finally:
             self._links.discard(link)
 
+    def _look_at(self, request: bytes, link: _Link) -> None:
+        if self.unanswered is not None and self.unanswered in request:
+            self.lost += 1
+            link.swallows.add(False)
+
     async def _carry(
         self, source: ByteStream, sink: ByteStream, link: _Link, to_server: bool
     ) -> None:
@@ -92,6 +101,7 @@ class Proxy:
                     await anyio.sleep(self.latency)
                 if to_server:
                     await link.requests.wait()
+                    self._look_at(data, link)
                 if to_server not in link.swallows:
                     await sink.send(data)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):

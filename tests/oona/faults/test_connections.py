@@ -1,14 +1,17 @@
 """The server is well; the way to it isn't."""
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 
+from tests.oona.bus import CONTROL, GROUP, Events, Inbox, command, consuming, finished, send
 from tests.oona.faults.own_server import OwnServer
 from tests.oona.faults.proxy import proxied
-from tests.oona.faults.scene import HELD, PUBLISHING, READING, acting
+from tests.oona.faults.scene import HELD, PUBLISHING, READING, acting, until
+from tolaria_bus.oona.connection import connect
 
 REPLY = timedelta(seconds=1)
 """Long enough for a loaded machine, short enough not to be waited for often."""
@@ -78,3 +81,24 @@ async def test_a_read_that_reaches_the_server_when_its_sender_is_gone_loses_noth
         proxy.deliver_late()
         await scene.closes(in_order=False)
         assert scene.redelivered
+
+
+async def test_an_entry_whose_mark_is_not_answered_is_not_taken_for_one_that_kills(
+    own: OwnServer, tmp_path: Path
+):
+    """The mark is set again and again, and nothing was begun."""
+    inbox, events = Inbox(ack=True), Events()
+    async with proxied(own.socket) as proxy, connect(own.url, name="operator") as operator:
+        entry_id = await send(operator, CONTROL, command())
+        await operator.xgroup_create(CONTROL, GROUP, "0")
+        await operator.xreadgroup(GROUP, "me", {CONTROL: ">"})
+        proxy.unanswered = b"HINCRBY"
+        start = partial(consuming, proxy.url, inbox, on_event=events, max_deliveries=3)
+        async with start(reply=timedelta(milliseconds=300)) as running:
+            await until(lambda: proxy.lost == 3, lambda: events.seen)
+            proxy.unanswered = None
+            (received,) = await inbox.wait_for(1)
+            await finished(operator)
+            assert running.dead == {}
+        assert received.entry_id == entry_id
+        assert not await operator.exists(f"{CONTROL}:begun:{GROUP}")
