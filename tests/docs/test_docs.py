@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tolaria_bus.settings import describe
 
 ROOT = Path(__file__).parents[2]
@@ -17,9 +19,10 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert f"| `{name}` | {shown} |" in text
 
 
-def test_every_test_that_a_guarantee_names_exists() -> None:
+@pytest.mark.parametrize("document", ["guarantees.md", "faults.md"])
+def test_every_test_that_a_document_names_exists(document: str) -> None:
     file = ""
-    for name in re.findall(r"`(tests/\S+|::\w+)`", (ROOT / "docs" / "guarantees.md").read_text()):
+    for name in re.findall(r"`(tests/\S+|::\w+)`", (ROOT / "docs" / document).read_text()):
         path, _, function = name.partition("::")
         file = path or file
         assert (ROOT / file).is_file(), name

@@ -8,15 +8,12 @@ finish them. A test waits until things flow, does something to the server, and c
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from redis.asyncio import Redis
@@ -26,19 +23,16 @@ from tests.oona.bus import (
     EMERGENCY,
     GROUP,
     OUTCOMES,
-    UNSIGNED,
+    TELEMETRY,
     Events,
     envelopes,
     letters,
-    new_outbox,
     pending,
 )
 from tests.oona.faults.sender import Sender, number_of
 from tests.oona.faults.training import Training
-from tolaria_bus.leyline import BusMessageType
-from tolaria_bus.oona.connection import connect
-from tolaria_bus.oona.consumer import Consumer, Received
-from tolaria_bus.oona.opening import Opener
+from tolaria_bus.leyline import SpooledPacket
+from tolaria_bus.oona.consumer import Consumer
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
 from tolaria_bus.oona.spool import Spool
@@ -46,17 +40,16 @@ from tolaria_bus.oona.spool import Spool
 HELD: Final = 0.5
 """Seconds that a fault lasts: longer than anything that would be hidden by a slow machine."""
 LONGEST_PUT: Final = 0.25
-LONGEST_STEP: Final = 1.0
-"""Seconds, on a machine with other things to do. A fault that held training would show by its
-whole length; these show nothing else."""
+LONGEST_STEP: Final = 0.4
+"""Seconds, on a machine with other things to do; shorter than any fault, which would show by its
+whole length if it held training."""
 
-_BLOCK: Final = timedelta(milliseconds=200)
 _PATIENCE: Final = 25.0  # seconds
 _MANY: Final = 10  # commands, and alerts, that must have got through
+_CONNECTIONS: Final = 12  # of everybody on the stage
 _FLOWING: Final = 50  # packets in the outbox, at most, of a publisher that keeps up
 
 READING: Final = CONTROL
-ACKNOWLEDGING: Final = f"{CONTROL} acknowledgements"
 PUBLISHING: Final = ("bulk", "emergency")
 _ENDS: Final = {"disconnected": "reconnected", "refused": "accepted"}
 
@@ -69,11 +62,13 @@ class Mark:
         command: Number of the first command.
         urgent: Place of the first alert or signal.
         outcome: Place of the first outcome.
+        metric: Number of the first metric.
     """
 
     command: int = 0
     urgent: int = 0
     outcome: int = 0
+    metric: int = 0
 
 
 async def until(condition: Callable[[], bool], what: Callable[[], object]) -> None:
@@ -118,7 +113,19 @@ class Scene:
     def mark(self) -> Mark:
         """From now on."""
         training = self.training
-        return Mark(self.sender.count, len(training.urgent), len(training.answered))
+        counts = len(training.urgent), len(training.answered), training.steps
+        return Mark(self.sender.count, *counts)
+
+    def unconfirmed(self) -> Mark:
+        """From now on, and what is in the spool: the server is down, and has confirmed no more."""
+        mark, training = self.mark(), self.training
+        records = [SpooledPacket.FromString(record) for _, record in self.spool.pending()]
+        spooled = {record.envelope.message_id for record in records}
+        known = enumerate(training.urgent), enumerate(training.answered)
+        urgent, outcome = ([place for place, name in each if name in spooled] for each in known)
+        mark.urgent = min([mark.urgent, *urgent])
+        mark.outcome = min([mark.outcome, *outcome])
+        return mark
 
     async def closes(self, since: Mark | None = None, *, in_order: bool = True) -> None:
         """Things flow again; then everybody stops, and nothing is missing.
@@ -137,9 +144,11 @@ class Scene:
         await self._all_finished()
         assert len(self.spool) == 0
         assert self.outbox.unspooled == 0
+        assert self.outbox.shed == {}
         self._commands_were_handled(in_order=in_order)
-        await self._urgent_packets_arrived(since)
+        await self._packets_arrived(since)
         assert await letters(self.operator) == []
+        assert len(await self.operator.client_list()) <= _CONNECTIONS
         self._troubles_were_told_once_and_ended()
         assert self.training.longest_put < LONGEST_PUT
         assert self.training.longest_step < LONGEST_STEP
@@ -159,17 +168,22 @@ class Scene:
                 await anyio.sleep(0.01)
         await until(lambda: not self.consumer.in_flight, self._state)
 
-    async def _urgent_packets_arrived(self, since: Mark) -> None:
-        """Alerts and signals at least once, outcomes exactly once, all of them in order."""
-        arrived = [envelope.message_id for envelope in await envelopes(self.operator, EMERGENCY)]
-        wanted = self.training.urgent[since.urgent :]
-        assert wanted
+    async def _packets_arrived(self, since: Mark) -> None:
+        """Telemetry at least once, outcomes exactly once, all of it in order."""
+        training = self.training
+        urgent = training.urgent[since.urgent :]
+        metrics = [f"m{step}" for step in range(since.metric + 1, training.steps + 1)]
+        outcomes = training.answered[since.outcome :]
         # What a reader that knows repetitions by their message id sees.
-        assert list(dict.fromkeys(arrived))[-len(wanted) :] == wanted
-        outcomes = [envelope.message_id for envelope in await envelopes(self.operator, OUTCOMES)]
-        answered = self.training.answered[since.outcome :]
-        assert answered
-        assert outcomes[-len(answered) :] == answered
+        assert list(dict.fromkeys(await self._arrived(EMERGENCY)))[-len(urgent) :] == urgent
+        assert list(dict.fromkeys(await self._arrived(TELEMETRY)))[-len(metrics) :] == metrics
+        assert (await self._arrived(OUTCOMES))[-len(outcomes) :] == outcomes
+        assert urgent
+        assert metrics
+        assert outcomes
+
+    async def _arrived(self, stream: str) -> list[str]:
+        return [envelope.message_id for envelope in await envelopes(self.operator, stream)]
 
     def _troubles_were_told_once_and_ended(self) -> None:
         """No trouble is told a second time before its end was, and all have ended."""
@@ -194,98 +208,3 @@ class Scene:
             "depth": self.outbox.depth,
             "in flight": self.consumer.in_flight.ids(),
         }
-
-
-@asynccontextmanager
-async def acting(
-    folder: Path,
-    server: str,
-    *,
-    url: str | None = None,
-    reply: timedelta | None = None,
-    on_command: Callable[[str], Awaitable[None]] | None = None,
-    **options: Any,
-) -> AsyncIterator[Scene]:
-    """A scene that plays until the block ends.
-
-    Args:
-        folder: For the spool.
-        server: URL of the server, for the operator and the sender.
-        url: How the worker reaches it, if otherwise.
-        reply: How long the worker waits for an answer, if not as long as usual.
-        on_command: What the handler does first, if anything.
-        options: Of the consumer.
-    """
-    events, handled, redelivered = Events(), list[str](), list[str]()
-    loop = asyncio.get_running_loop()
-
-    def forget(received: Received) -> None:
-        loop.call_soon_threadsafe(received.forget)
-
-    async with AsyncExitStack() as stack:
-
-        async def client(name: str, at: str, **how: Any) -> Redis:
-            return await stack.enter_async_context(connect(at, name=name, **how))
-
-        worker = url or server
-        spool = stack.enter_context(Spool(folder / "spool"))
-        outbox = new_outbox(spool)
-        training = Training(outbox, forget)
-        publisher = Publisher(
-            await client("bulk", worker, reply=reply),
-            await client("emergency", worker, reply=reply),
-            outbox,
-            UNSIGNED,
-            on_event=events,
-        )
-
-        async def handler(received: Received) -> None:
-            command_id: str = received.opened.message.command_id  # type: ignore[attr-defined]
-            handled.append(command_id)
-            if received.redelivered:
-                redelivered.append(command_id)
-            if on_command is not None:
-                await on_command(command_id)
-            if number_of(command_id) % 2:
-                received.ack_soon()
-            else:
-                training.mailbox.put(received)
-
-        consumer = Consumer(
-            await client("reader", worker, reply=reply, block=_BLOCK),
-            await client("acks", worker, reply=reply),
-            stream=CONTROL,
-            group=GROUP,
-            name="me",
-            opener=Opener(UNSIGNED, None),
-            ring=UNSIGNED,
-            accept={BusMessageType.BUS_MESSAGE_TYPE_ADAPTATION_COMMAND},
-            delete=True,
-            block=_BLOCK,
-            on_event=events,
-            **options,
-        )
-        sender = Sender(await client("sender", server))
-        operator = await client("operator", server)
-        await consumer.prepare()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(publisher.run)
-            tasks.start_soon(consumer.run, handler)
-            tasks.start_soon(sender.run)
-            training.start()
-            try:
-                yield Scene(
-                    outbox=outbox,
-                    spool=spool,
-                    publisher=publisher,
-                    training=training,
-                    sender=sender,
-                    operator=operator,
-                    consumer=consumer,
-                    events=events,
-                    handled=handled,
-                    redelivered=redelivered,
-                )
-            finally:
-                training.stop()
-                tasks.cancel_scope.cancel()

@@ -10,7 +10,8 @@ import pytest
 from tests.oona.bus import CONTROL, GROUP, Events, Inbox, command, consuming, finished, send
 from tests.oona.faults.own_server import OwnServer
 from tests.oona.faults.proxy import proxied
-from tests.oona.faults.scene import HELD, PUBLISHING, READING, acting, until
+from tests.oona.faults.scene import HELD, PUBLISHING, READING, until
+from tests.oona.faults.stage import acting
 from tolaria_bus.oona.connection import connect
 
 REPLY = timedelta(seconds=1)

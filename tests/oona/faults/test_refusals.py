@@ -6,7 +6,8 @@ import anyio
 from redis.asyncio import Redis
 
 from tests.oona.faults.own_server import OwnServer
-from tests.oona.faults.scene import HELD, PUBLISHING, READING, acting
+from tests.oona.faults.scene import HELD, PUBLISHING, READING
+from tests.oona.faults.stage import acting
 from tolaria_bus.oona.connection import connect
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import anyio
 
 from tests.oona.faults.own_server import OwnServer
-from tests.oona.faults.scene import HELD, PUBLISHING, READING, acting
+from tests.oona.faults.scene import HELD, PUBLISHING, READING
+from tests.oona.faults.stage import acting
 
 
 async def test_a_killed_server_costs_nothing(own: OwnServer, tmp_path: Path):
@@ -26,8 +27,8 @@ async def test_a_server_that_comes_back_empty_gets_all_that_it_had_not_confirmed
     async with acting(tmp_path, own.url) as scene:
         await scene.flows()
         own.kill()
-        since = scene.mark()
         await scene.told("disconnected", READING, *PUBLISHING)
+        since = scene.unconfirmed()
         await anyio.sleep(HELD)
         own.wipe()
         own.start()

@@ -7,7 +7,8 @@ import anyio
 import pytest
 
 from tests.oona.faults.own_server import OwnServer
-from tests.oona.faults.scene import PUBLISHING, READING, Scene, acting
+from tests.oona.faults.scene import PUBLISHING, READING, Scene
+from tests.oona.faults.stage import acting
 
 SILENCE: Final = 30.0  # seconds
 

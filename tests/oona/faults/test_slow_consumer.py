@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from tests.oona.bus import Inbox, command, consuming, finished, send, until
 from tests.oona.faults.own_server import OwnServer
-from tests.oona.faults.scene import acting
+from tests.oona.faults.stage import acting
 from tolaria_bus.oona.consumer import Received
 
 CLAIM = timedelta(milliseconds=250)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from tests.oona.bus import CONTROL, GROUP
 from tests.oona.faults.own_server import OwnServer
-from tests.oona.faults.scene import acting
+from tests.oona.faults.scene import Mark
+from tests.oona.faults.stage import acting
 
 RECREATED = {"stream": CONTROL, "group": GROUP}
 
@@ -33,8 +34,7 @@ async def test_a_deleted_stream_costs_what_was_in_it_and_no_more(own: OwnServer,
     async with acting(tmp_path, own.url) as scene:
         await scene.flows()
         await scene.operator.delete(CONTROL)
-        since = scene.mark()
-        since.urgent = since.outcome = 0
+        since = Mark(command=scene.sender.count)
         assert await scene.events.wait_for("group_recreated") == RECREATED
         await scene.closes(since)
         assert scene.events.names() == ["group_recreated"]

@@ -66,7 +66,7 @@ class Training:
     def _step(self) -> None:
         self.steps += 1
         step = self.steps
-        self._put(metric(step), stream=TELEMETRY, priority=NORMAL)
+        self._put(metric(step), stream=TELEMETRY, priority=NORMAL, message_id=f"m{step}")
         if step % _HIGH_EVERY == 0:
             self._put_urgent(alert(f"a{step}", step), HIGH)
         if step % _CRITICAL_EVERY == 0:
