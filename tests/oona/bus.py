@@ -23,7 +23,7 @@ from tolaria_bus.leyline import (
 )
 from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.consumer import Consumer, Handler, Received
-from tolaria_bus.oona.dead_letters import read
+from tolaria_bus.oona.dead_letters import begun_key, read
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
@@ -216,6 +216,13 @@ async def finished(redis: Redis, stream: str = CONTROL, group: str = GROUP) -> N
     """Wait until nothing of a group is pending."""
     with anyio.fail_after(SOON):
         while await pending(redis, stream, group):  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+
+
+async def unmarked(redis: Redis, stream: str = CONTROL, group: str = GROUP) -> None:
+    """Wait until no entry is marked as begun: that is undone after the entry was finished."""
+    with anyio.fail_after(SOON):
+        while await redis.exists(begun_key(stream, group)):  # noqa: ASYNC110
             await anyio.sleep(0.005)
 
 

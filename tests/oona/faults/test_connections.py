@@ -7,7 +7,17 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.oona.bus import CONTROL, GROUP, Events, Inbox, command, consuming, finished, send
+from tests.oona.bus import (
+    CONTROL,
+    GROUP,
+    Events,
+    Inbox,
+    command,
+    consuming,
+    finished,
+    send,
+    unmarked,
+)
 from tests.oona.faults.own_server import OwnServer
 from tests.oona.faults.proxy import proxied
 from tests.oona.faults.scene import HELD, PUBLISHING, READING, until
@@ -100,6 +110,6 @@ async def test_an_entry_whose_mark_is_not_answered_is_not_taken_for_one_that_kil
             proxy.unanswered = None
             (received,) = await inbox.wait_for(1)
             await finished(operator)
+            await unmarked(operator)
             assert running.dead == {}
         assert received.entry_id == entry_id
-        assert not await operator.exists(f"{CONTROL}:begun:{GROUP}")
