@@ -23,7 +23,7 @@ from tolaria_bus.leyline import (
 )
 from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.consumer import Consumer, Handler, Received
-from tolaria_bus.oona.dead_letters import read
+from tolaria_bus.oona.dead_letters import begun_key, read
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
@@ -137,7 +137,9 @@ class Inbox:
 
 
 @asynccontextmanager
-async def consumer(url: str, name: str = "me", **options: Any) -> AsyncIterator[Consumer]:
+async def consumer(
+    url: str, name: str = "me", *, reply: timedelta | None = None, **options: Any
+) -> AsyncIterator[Consumer]:
     """A consumer of the control stream that isn't running yet."""
     block = timedelta(milliseconds=200)
     settings: dict[str, Any] = {
@@ -152,8 +154,8 @@ async def consumer(url: str, name: str = "me", **options: Any) -> AsyncIterator[
         "on_event": Events(),
     }
     async with (
-        connect(url, name="reader", block=block) as reader,
-        connect(url, name="acks") as acks,
+        connect(url, name="reader", block=block, reply=reply) as reader,
+        connect(url, name="acks", reply=reply) as acks,
     ):
         yield Consumer(reader, acks, **{**settings, **options})
 
@@ -214,6 +216,13 @@ async def finished(redis: Redis, stream: str = CONTROL, group: str = GROUP) -> N
     """Wait until nothing of a group is pending."""
     with anyio.fail_after(SOON):
         while await pending(redis, stream, group):  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+
+
+async def unmarked(redis: Redis, stream: str = CONTROL, group: str = GROUP) -> None:
+    """Wait until no entry is marked as begun: that is undone after the entry was finished."""
+    with anyio.fail_after(SOON):
+        while await redis.exists(begun_key(stream, group)):  # noqa: ASYNC110
             await anyio.sleep(0.005)
 
 

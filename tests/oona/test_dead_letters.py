@@ -53,23 +53,25 @@ def in_an_hour() -> int:
     return time.time_ns() + 3_600_000_000_000
 
 
-BAD: dict[str, tuple[dict[Any, Any], str]] = {
-    "rubbish": ({"payload": b"\xff\xff\xff"}, "malformed"),
-    "no fields that mean anything": ({"hello": "world"}, "malformed"),
-    "too large": ({"payload": bytes(MAX_MESSAGE_BYTES + 1)}, "oversize"),
-    "unsigned": (sealed(UNSIGNED), "signature"),
-    "signed with another secret": (sealed(OTHER), "signature"),
-    "by hand where signing is on": ({"json": '{"commandType": "PAUSE"}'}, "signature"),
-    "for another stream": (sealed(stream=EMERGENCY), "audience"),
-    "sent too late": (sealed(clock=an_hour_ago), "stale"),
-    "from the future": (sealed(clock=in_an_hour), "future"),
-    "another kind of message": (sealed(message=metric()), "type"),
-}
+def bad_entries() -> dict[str, tuple[dict[Any, Any], str]]:
+    """By what is wrong with them: what they hold, and the reason they get. Sealed just now."""
+    return {
+        "rubbish": ({"payload": b"\xff\xff\xff"}, "malformed"),
+        "no fields that mean anything": ({"hello": "world"}, "malformed"),
+        "too large": ({"payload": bytes(MAX_MESSAGE_BYTES + 1)}, "oversize"),
+        "unsigned": (sealed(UNSIGNED), "signature"),
+        "signed with another secret": (sealed(OTHER), "signature"),
+        "by hand where signing is on": ({"json": '{"commandType": "PAUSE"}'}, "signature"),
+        "for another stream": (sealed(stream=EMERGENCY), "audience"),
+        "sent too late": (sealed(clock=an_hour_ago), "stale"),
+        "from the future": (sealed(clock=in_an_hour), "future"),
+        "another kind of message": (sealed(message=metric()), "type"),
+    }
 
 
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("bad", bad_entries())
 async def test_a_bad_entry_is_a_dead_letter_with_its_reason(bad: str, redis: Redis, redis_url: str):
-    fields, reason = BAD[bad]
+    fields, reason = bad_entries()[bad]
     entry_id: Any = await redis.xadd(CONTROL, fields)
     good = await send(redis, CONTROL, command("good"), RING)
     inbox, events = Inbox(ack=True), Events()

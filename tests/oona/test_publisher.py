@@ -5,7 +5,6 @@ import time
 from datetime import timedelta
 
 import anyio
-import pytest
 from redis.asyncio import Redis
 
 from tests.oona.bus import (
@@ -196,14 +195,22 @@ async def test_folded_alerts_are_sent_at_the_windows_end(redis: Redis, redis_url
     assert found == [(0, 0), (99, 99)]
 
 
-async def test_shedding_is_reported(redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tolaria_bus.oona.publisher._WATCH_TICK", 0.01)
+async def test_shedding_is_reported(redis_url: str, redis: Redis):
     outbox, events = new_outbox(capacity=8), Events()
     for _ in range(20):
         outbox.put(metric(), stream=TELEMETRY, priority=LOW)
         outbox.put(metric(), stream=TELEMETRY, priority=NORMAL)
-    async with publishing(redis_url, outbox, on_event=events):
+    soon = timedelta(milliseconds=10)
+    async with publishing(redis_url, outbox, on_event=events, tell_every=soon):
         assert await events.wait_for("shed") == {"low": "18", "normal": "16"}
+
+
+async def test_what_was_shed_is_told_at_the_end_at_the_latest(redis_url: str, redis: Redis):
+    outbox, events = new_outbox(capacity=8), Events()
+    async with publishing(redis_url, outbox, on_event=events):
+        for _ in range(20):
+            outbox.put(metric(), stream=TELEMETRY, priority=LOW)
+    assert events.names() == ["shed"]
 
 
 async def test_cancelling_in_the_middle_loses_nothing(redis: Redis, redis_url: str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from redis.exceptions import ResponseError
+from redis.exceptions import AuthenticationError, ResponseError
 
 from tolaria_bus.oona.backoff import Backoff
 from tolaria_bus.oona.events import OnEvent, reason_of
@@ -15,7 +15,7 @@ class Attempts:
     """Waits and events of one connection.
 
     Events: ``disconnected`` (connection, error), ``reconnected`` (connection, seconds), ``refused``
-    (connection, error, times).
+    (connection, error, times), ``accepted`` (connection, seconds): nothing is refused any more.
 
     Args:
         connection: What events call it.
@@ -31,7 +31,8 @@ class Attempts:
         self._on_event = on_event
         self._backoff = Backoff()
         self._lost_at: float | None = None
-        self._refused: frozenset[str] = frozenset()
+        self._refused: set[str] = set()
+        self._refused_at = 0.0
 
     @property
     def connected(self) -> bool:
@@ -40,8 +41,9 @@ class Attempts:
 
     def failed(self, error: Exception) -> float:
         """The server wasn't reached, or answered with an error; seconds to wait."""
-        if isinstance(error, ResponseError):
-            return self.answered({reason_of(error): 1})
+        refusal = _refusal(error)
+        if refusal is not None:
+            return self.answered({reason_of(refusal): 1})
         if self._lost_at is None:
             self._lost_at = time.monotonic()
             self._tell("disconnected", error=reason_of(error))
@@ -53,18 +55,37 @@ class Attempts:
         Args:
             refused: What it said, and how often.
         """
+        self.reached()
+        if refused:
+            self._tell_refused(refused)
+            return self._backoff.next()
+        if self._refused:
+            self._tell("accepted", seconds=f"{time.monotonic() - self._refused_at:.3f}")
+            self._refused.clear()
+        self._backoff.reset()
+        return 0.0
+
+    def reached(self) -> None:
+        """The server answered; whether it takes all that it is asked for isn't known yet."""
         if self._lost_at is not None:
             self._tell("reconnected", seconds=f"{time.monotonic() - self._lost_at:.3f}")
             self._lost_at = None
             self.reconnects += 1
-        refused = refused or {}
+
+    def _tell_refused(self, refused: Mapping[str, int]) -> None:
+        if not self._refused:
+            self._refused_at = time.monotonic()
         for error in refused.keys() - self._refused:
             self._tell("refused", error=error, times=str(refused[error]))
-        self._refused = frozenset(refused)
-        if refused:
-            return self._backoff.next()
-        self._backoff.reset()
-        return 0.0
+        self._refused |= refused.keys()
 
     def _tell(self, name: str, **detail: str) -> None:
         self._on_event(name, {"connection": self._connection, **detail})
+
+
+def _refusal(error: BaseException) -> BaseException | None:
+    """What the server said, if it was reached."""
+    if isinstance(error, ResponseError | AuthenticationError):
+        return error
+    # redis-py makes a refused password a lost connection.
+    return error.__cause__ if isinstance(error.__cause__, AuthenticationError) else None

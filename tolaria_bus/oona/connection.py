@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
+from tolaria_bus.oona.closed_transport import lost_when_closed
 from tolaria_bus.oona.packing import packed_by_hiredis
 
 REPLY_TIMEOUT: Final = timedelta(seconds=5)
@@ -56,7 +57,13 @@ class ServerInfo:
     """Short of memory it may drop keys, streams among them."""
 
 
-def connect(url: str, *, name: str, block: timedelta | None = None) -> Redis:
+def connect(
+    url: str,
+    *,
+    name: str,
+    block: timedelta | None = None,
+    reply: timedelta | None = None,
+) -> Redis:
     """Return a client; no connection is made until its first command.
 
     Args:
@@ -65,12 +72,13 @@ def connect(url: str, *, name: str, block: timedelta | None = None) -> Redis:
         name: what the server's CLIENT LIST shows; no spaces.
         block: how long this client's blocking reads may wait in the server; its time limit for
             replies is that much longer. A reader shares its client with nobody.
+        reply: How long any other reply may take; by default ``REPLY_TIMEOUT``.
 
     Raises:
         BadUrl: the URL can't name a server.
     """
     _split(url)
-    limit = REPLY_TIMEOUT + (block or timedelta())
+    limit = (reply or REPLY_TIMEOUT) + (block or timedelta())
     try:
         client = Redis.from_url(
             url,
@@ -84,7 +92,7 @@ def connect(url: str, *, name: str, block: timedelta | None = None) -> Redis:
     except (ValueError, TypeError) as error:
         raise BadUrl(f"server URL {redacted(url)!r}: {error}") from None
     pool = client.connection_pool
-    pool.connection_class = packed_by_hiredis(pool.connection_class)
+    pool.connection_class = packed_by_hiredis(lost_when_closed(pool.connection_class))
     return client
 
 

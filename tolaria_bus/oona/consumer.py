@@ -60,6 +60,9 @@ _SWEEP_EVERY: Final = 1.0
 """Seconds between two looks for what others left; twice as long as half ``min_idle`` at most."""
 _RELEASE_LIMIT: Final = 2.0  # seconds
 
+_Round = tuple[int, list[Delivered] | None]
+"""What was read after which beginning; ``None``: nothing could be."""
+
 
 class Consumer:
     """One consumer of one group of one stream. ``prepare``, ``run``, ``stop``.
@@ -249,12 +252,14 @@ class Consumer:
 
     async def _take_until_stopped(self) -> None:
         """Take what is read, while the next is read."""
-        send, receive = anyio.create_memory_object_stream[tuple[int, list[Delivered]]](0)
+        send, receive = anyio.create_memory_object_stream[_Round](0)
         async with anyio.create_task_group() as reading, receive:
             reading.start_soon(self._read_until_stopped, send)
             async for beginning, entries in receive:
                 self.last_read = self._monotonic()
                 self._intake.suspicion.tell_late()
+                if entries is None:
+                    continue
                 if beginning != self._beginnings:
                     # It comes again, behind what has to be taken first.
                     self._let_go(entries)
@@ -266,6 +271,8 @@ class Consumer:
                     self._let_go(entries)
                     self._wait = self._failed(error)
                     self._reading.cancel()
+                else:
+                    self._attempts.answered()
 
     def _time(self, entries: list[Delivered]) -> None:
         now = self._server_now()
@@ -273,18 +280,17 @@ class Consumer:
             milliseconds, _ = parse_entry_id(entries[0].entry_id)
             self.latency.observe(now - milliseconds / 1000)
 
-    async def _read_until_stopped(
-        self, send: ObjectSendStream[tuple[int, list[Delivered]]]
-    ) -> None:
+    async def _read_until_stopped(self, send: ObjectSendStream[_Round]) -> None:
         async with send:
             while not self._stopped.is_set():
-                entries: list[Delivered] = []
+                entries: list[Delivered] | None = None
                 wait, self._wait = self._wait, 0.0
                 beginning = self._beginnings
                 with anyio.CancelScope() as self._reading:
                     await anyio.sleep(wait)
                     entries = await self._read()
-                self.in_flight.hold(entry.entry_id for entry in entries)
+                if entries is not None:
+                    self.in_flight.hold(entry.entry_id for entry in entries)
                 if not self._stopped.is_set():
                     await send.send((beginning, entries))
 
@@ -302,21 +308,26 @@ class Consumer:
                 self.in_flight.remove(entry_id)
             await self._try_to_release()
 
-    async def _read(self) -> list[Delivered]:
-        """One round; ``_wait`` says how many seconds to wait before the next."""
+    async def _read(self) -> list[Delivered] | None:
+        """One round, ``None`` if it failed; ``_wait`` is how many seconds to wait before the next.
+
+        Whether what was read can be worked on is known later: only then is a trouble over.
+        """
         try:
             entries = await self._fetch()
         except ResponseError as error:
-            # UNBLOCKED: the key went while a read waited for it.
-            if str(error).startswith(("NOGROUP", "UNBLOCKED")):
+            if str(error).startswith("UNBLOCKED"):
+                # The key went, or the server became a replica: the next read says which.
+                return None
+            if str(error).startswith("NOGROUP"):
                 self._prepared, self._gone, self._start = False, True, "0"
             else:
                 self._wait = self._failed(error)
-            return []
+            return None
         except (RedisError, OSError) as error:
             self._wait = self._failed(error)
-            return []
-        self._attempts.answered()
+            return None
+        self._attempts.reached()
         return entries
 
     def _failed(self, error: RedisError | OSError) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tolaria_bus.leyline import BusMessageType, DeadLetter
 from tolaria_bus.leyline.codec import short_name
@@ -96,8 +96,11 @@ class Intake:
         self._on_event = on_event
         self._clock = clock
         self._monotonic = monotonic
+        # One for all of them: what keeps one letter from being written keeps the others, too.
+        self._letters = Attempts(f"{member.stream} dead letters", on_event)
         self._begun = begun_key(member.stream, member.group)
         self._taken_on: set[str] = set()
+        self._perhaps_marked: set[str] = set()
         self._handover: Handover | None = None
         self._tasks: TaskGroup | None = None
         self._stopped = anyio.Event()
@@ -240,7 +243,16 @@ class Intake:
 
     async def _mark(self, entry_id: str) -> int:
         """Say on the server that the handling of an entry begins; how often that was said."""
-        count: Any = await self._client.hincrby(self._begun, entry_id, 1)
+        more = 0 if entry_id in self._perhaps_marked else 1
+        try:
+            count: Any = await self._client.hincrby(self._begun, entry_id, more)
+        except ResponseError:
+            raise
+        except (RedisError, OSError):
+            # Counted or not, it wasn't begun: one that isn't answered must not look like a killer.
+            self._perhaps_marked.add(entry_id)
+            raise
+        self._perhaps_marked.discard(entry_id)
         return int(count)
 
     async def _forget_marks(self) -> None:
@@ -294,9 +306,8 @@ class Intake:
             self._tasks.start_soon(self._write_later, letter, error)
 
     async def _write_later(self, letter: DeadLetter, error: Exception) -> None:
-        attempts = Attempts(f"{letter.stream} dead letters", self._on_event)
         while True:
-            with anyio.move_on_after(attempts.failed(error)):
+            with anyio.move_on_after(self._letters.failed(error)):
                 await self._stopped.wait()
             if self._stopped.is_set():
                 self._in_flight.remove(letter.entry_id)
@@ -306,7 +317,7 @@ class Intake:
             except (RedisError, OSError) as again:
                 error = again
             else:
-                attempts.answered()
+                self._letters.answered()
                 return
 
     async def _write(self, letter: DeadLetter) -> None:

@@ -9,7 +9,8 @@ the server whoever comes first has the lease, and the higher token takes it from
 The run's folder is locked as well; the lease is for the case that the folder is not shared, or
 its lock not honoured.
 
-Events: ``lease_reacquired``, ``lease_unrenewed`` (error), ``lease_lost`` (reason).
+Events: ``lease_unrenewed`` (error), and when that is over ``lease_renewed`` (run);
+``lease_reacquired`` (run), ``lease_lost`` (reason).
 """
 
 from __future__ import annotations
@@ -132,8 +133,10 @@ class Lease:
                         self._on_event("lease_unrenewed", {"error": reason_of(error)})
                     unrenewed = True
                 else:
-                    unrenewed = False
                     self._judge(reply)
+                    if unrenewed and self.held:
+                        self._on_event("lease_renewed", {"run": self._run})
+                    unrenewed = False
 
     async def release(self) -> bool:
         """Give it back, so that the next worker needn't wait; was it ours?

@@ -39,7 +39,7 @@ BATCH: Final = 256
 """Packets of one round trip: more gain nothing in speed, and hold the event loop longer."""
 
 _FOLD_TICK: Final = 0.1  # seconds
-_WATCH_TICK: Final = 5.0  # seconds
+_TELL_EVERY: Final = timedelta(seconds=5)
 _SYNC_PAUSE: Final = 0.01  # seconds between two syncs of the spool
 
 
@@ -57,6 +57,7 @@ class Publisher:
         on_event: Told what happens; by default the log is.
         on_fenced: Told who has the run, when outcomes are refused for that.
         batch: Packets of one round trip.
+        tell_every: How often it is told what the outbox could not take, if there was anything.
         clock: Nanoseconds since the epoch.
 
     Attributes:
@@ -76,6 +77,7 @@ class Publisher:
         on_event: OnEvent = log_event,
         on_fenced: Callable[[str], None] | None = None,
         batch: int = BATCH,
+        tell_every: timedelta = _TELL_EVERY,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self.attempts = {name: Attempts(name, on_event) for name in ("bulk", "emergency")}
@@ -84,6 +86,9 @@ class Publisher:
         self._batch = batch
         self._on_event = on_event
         self._on_fenced = on_fenced
+        self._tell_every = tell_every.total_seconds()
+        self._told_shed = 0
+        self._told_unspooled = 0
         self._scope = anyio.CancelScope()
         self._progress = anyio.Event()
         lengths = lengths or {}
@@ -233,18 +238,25 @@ class Publisher:
 
     async def _watch(self) -> None:
         """Tell what the outbox could not take, every few seconds in which there was some."""
-        told_shed = 0
-        told_unspooled = 0
-        while True:
-            await anyio.sleep(_WATCH_TICK)
-            shed = dict(self._outbox.shed)
-            if sum(shed.values()) > told_shed:
-                told_shed = sum(shed.values())
-                low = shed.pop(MessagePriority.MESSAGE_PRIORITY_LOW, 0)
-                self._on_event("shed", {"low": str(low), "normal": str(sum(shed.values()))})
-            if self._outbox.unspooled > told_unspooled:
-                told_unspooled = self._outbox.unspooled
-                self._on_event("unspooled", {"packets": str(told_unspooled)})
+        try:
+            while True:
+                await anyio.sleep(self._tell_every)
+                self._tell_not_taken()
+        finally:
+            self._tell_not_taken()
+
+    def _tell_not_taken(self) -> None:
+        outbox = self._outbox
+        shed = dict(outbox.shed)
+        if sum(shed.values()) > self._told_shed:
+            self._told_shed = sum(shed.values())
+            low = shed.pop(MessagePriority.MESSAGE_PRIORITY_LOW, 0)
+            self._on_event("shed", {"low": str(low), "normal": str(sum(shed.values()))})
+        if outbox.unspooled > self._told_unspooled:
+            self._on_event("unspooled", {"packets": str(outbox.unspooled)})
+            # Counted after it was told: if that is an alert, the spool couldn't take it either, and
+            # it would be told for ever.
+            self._told_unspooled = outbox.unspooled
 
 
 async def _seal(sender: Sender, packets: Sequence[Packet], sealed: list[Batch]) -> None:

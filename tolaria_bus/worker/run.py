@@ -8,7 +8,6 @@ flushed, the lease is given back, the embedded server ends.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from tolaria_bus.worker.spec import WorkerSpec, check_trust, key_ring, new_run_i
 from tolaria_bus.worker.thread import TrainingThread
 
 PROGRESS_SECONDS = 0.2
+BEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ async def _serve(prepared: _Prepared) -> RunSummary:
                 tasks.start_soon(_leave_late, settings, leave)
 
             await tasks.start(watch_signals, drain, leave)
-            tasks.start_soon(_watch, prepared, trainer, bus)
+            tasks.start_soon(_show, prepared, trainer)
+            tasks.start_soon(_beat, trainer, bus)
             thread.start()
             try:
                 summary = await thread.result()
@@ -167,15 +168,17 @@ async def _leave_late(settings: Settings, leave: Callable[[], NoReturn]) -> None
     leave()
 
 
-async def _watch(prepared: _Prepared, trainer: list[Trainer], bus: Bus) -> None:
-    """Show where the run is: to the caller often, to everybody on the bus each second."""
-    told = 0.0
+async def _show(prepared: _Prepared, trainer: list[Trainer]) -> None:
+    """Show the caller where the run is."""
+    while True:
+        if trainer and prepared.spec.progress is not None:
+            prepared.spec.progress(trainer[0].progress)
+        await anyio.sleep(PROGRESS_SECONDS)
+
+
+async def _beat(trainer: list[Trainer], bus: Bus) -> None:
+    """Show it to everybody on the bus. Apart from the caller's view: this waits for the server."""
     while True:
         if trainer:
-            progress = trainer[0].progress
-            if prepared.spec.progress is not None:
-                prepared.spec.progress(progress)
-            if time.monotonic() - told >= 1.0:
-                told = time.monotonic()
-                await bus.beat(progress)
-        await anyio.sleep(PROGRESS_SECONDS)
+            await bus.beat(trainer[0].progress)
+        await anyio.sleep(BEAT_SECONDS if trainer else PROGRESS_SECONDS)

@@ -1,0 +1,44 @@
+"""The server keeps its connections and says nothing for half a minute."""
+
+from pathlib import Path
+from typing import Final
+
+import anyio
+import pytest
+
+from tests.oona.faults.own_server import OwnServer
+from tests.oona.faults.scene import PUBLISHING, READING, Scene
+from tests.oona.faults.stage import acting
+
+SILENCE: Final = 30.0  # seconds
+
+
+@pytest.mark.slow
+async def test_half_a_minute_without_an_answer_costs_nothing(own: OwnServer, tmp_path: Path):
+    """``CLIENT PAUSE`` on one server, a stopped process on another, at the same time."""
+    other = OwnServer(tmp_path / "other")
+    try:
+        async with (
+            acting(tmp_path / "paused", own.url) as paused,
+            acting(tmp_path / "stopped", other.url) as stopped,
+        ):
+            await paused.flows()
+            await stopped.flows()
+            await paused.operator.client_pause(int(SILENCE * 1000), all=True)
+            other.freeze()
+            steps = paused.training.steps, stopped.training.steps
+            await anyio.sleep(SILENCE)
+            other.thaw()
+            for scene, before in zip((paused, stopped), steps, strict=True):
+                assert scene.training.steps > before + 1000
+                await ends_well(scene)
+    finally:
+        other.stop()
+
+
+async def ends_well(scene: Scene) -> None:
+    await scene.told("disconnected", READING, *PUBLISHING)
+    await scene.told("reconnected", READING, *PUBLISHING)
+    await scene.closes()
+    errors = {told["error"] for told in scene.events.of("disconnected")}
+    assert all("Timeout" in error for error in errors), errors

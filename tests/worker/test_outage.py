@@ -1,0 +1,65 @@
+"""A server that stands still under a real worker."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.oona.faults.own_server import OwnServer
+from tests.worker.processes import Process, Terminal, summary
+from tolaria_bus.oona.connection import connect
+from tolaria_bus.oona.streams import Streams
+
+STREAMS = Streams()
+SILENCE = 7.0  # seconds: longer than a worker waits for a reply
+WORDS = ("--run", "d", "--redis")
+
+
+def epochs(worker: Process) -> list[int]:
+    """Those that the worker has told of."""
+    return [int(number) for number in re.findall(r"epoch (\d+)/", worker.log.read_text())]
+
+
+async def newest(url: str, stream: str) -> int:
+    """When the newest entry of a stream was taken, in milliseconds."""
+    async with connect(url, name="reader") as redis:
+        found: Any = await redis.xrevrange(stream, count=1)
+        return int(found[0][0].split(b"-")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("state_home")
+async def test_training_goes_on_while_the_server_stands_still(tmp_path: Path) -> None:
+    server = OwnServer(tmp_path / "server")
+    terminal = Terminal(tmp_path / "terminal")
+    words = ("--epochs", "100000", "--summary", "summary.json")
+    try:
+        with terminal.start("run", "digits", *WORDS, server.url, *words) as worker:
+            worker.says("epoch 2/")
+            server.freeze()
+            before = epochs(worker)
+            await anyio.sleep(SILENCE)
+            meanwhile = epochs(worker)[len(before) :]
+            server.thaw()
+            thawed = time.time() * 1000
+            answer = terminal.run("send", "lr", "0.001", *WORDS, server.url)
+            assert "applied" in answer.lower(), answer
+            # Training did as much as before, and the one who watches it was told all the while.
+            assert meanwhile[-1] > before[-1] + 3
+            assert len(meanwhile) > 3
+            with anyio.fail_after(30):
+                while await newest(server.url, STREAMS.telemetry("d")) < thawed:  # noqa: ASYNC110
+                    await anyio.sleep(0.1)
+            worker.signal(signal.SIGTERM)
+            text = worker.ends(0)
+        assert "disconnected" in text
+        assert "reconnected" in text
+        assert summary(terminal.folder / "summary.json")["stopped_by"] == "signal"
+    finally:
+        server.stop()
