@@ -167,7 +167,8 @@ class Publisher:
             batch = await sender.seal(packets)
             while True:
                 sealed: list[Batch] = []
-                if lane:
+                if len(lane) >= self._batch:
+                    # Fewer could not fill a batch yet; they gather until this one is answered.
                     out.append(self._outbox.take(lane, self._batch))
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(_seal, sender, out[-1], sealed)

@@ -44,22 +44,35 @@ STREAM_LENGTH: Final = 100_000
 _SEALED_AT_ONCE: Final = 32
 """Between so many, others get the event loop."""
 
+_Fields = dict[bytes, bytes]
+
 
 class GiveWay:
-    """Lets an alert go first: while one is on its way, bulk isn't sealed, for a moment at a time.
+    """Lets an alert go first: while one is on its way, bulk isn't sealed, for a moment.
 
     Signing a batch takes longer than an alert's way to the server; and each turn of the event loop
-    that the alert needs would be one after another piece of that batch.
+    that the alert needs would be one after another piece of that batch. It never takes more than a
+    fifth of bulk's time: alerts may be many, or their connection slow, or gone.
 
     Args:
         urgent: Is there something that has to go first?
-        seconds: Wait no longer than this, each time: an emergency doesn't stop telemetry.
+        monotonic: Seconds.
     """
 
-    def __init__(self, urgent: Callable[[], bool], seconds: float = 0.002) -> None:
-        self.urgent = urgent
-        self._seconds = seconds
+    _SECONDS = 0.002
+    _PAUSE = 0.008
+
+    def __init__(
+        self, urgent: Callable[[], bool], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._urgent = urgent
+        self._monotonic = monotonic
+        self._next = 0.0
         self._gone = anyio.Event()
+
+    def due(self) -> bool:
+        """Should bulk wait now?"""
+        return self._urgent() and self._monotonic() >= self._next
 
     def gone(self) -> None:
         """What was urgent is on its stream."""
@@ -67,12 +80,10 @@ class GiveWay:
         self._gone = anyio.Event()
 
     async def wait(self) -> None:
-        """Until then, or until the time is up."""
-        with anyio.move_on_after(self._seconds):
+        """Until then, or until the moment is over."""
+        with anyio.move_on_after(self._SECONDS):
             await self._gone.wait()
-
-
-_Fields = dict[bytes, bytes]
+        self._next = self._monotonic() + self._PAUSE
 
 
 @dataclass
@@ -180,7 +191,7 @@ class Sender:
                     group = groups[key] = []
                     batch.jobs.append(group)
                 group.append((packet, fields))
-            if self._give_way is not None and self._give_way.urgent():
+            if self._give_way is not None and self._give_way.due():
                 await self._give_way.wait()
             elif place % _SEALED_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
