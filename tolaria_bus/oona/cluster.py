@@ -18,7 +18,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import AskError, MovedError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tolaria_bus.oona.cluster_keys import slot_of_key, streams_of
+from tolaria_bus.oona.cluster_keys import is_for_all, slot_of_key, streams_of
 from tolaria_bus.oona.cluster_nodes import ClusterNodes
 from tolaria_bus.oona.url import Address
 
@@ -28,8 +28,8 @@ _REDIRECTIONS: Final = 5
 class ClusterClient(Redis):
     """A client of all nodes of a cluster; a ``Redis`` in all but where its commands go.
 
-    Commands without a key (``PING``, ``TIME``, ``INFO``) go to one node; those that concern all
-    are for ``nodes.primaries()``.
+    Commands without a key (``PING``, ``TIME``, ``INFO``) go to one node; those that concern servers
+    as a whole (``FLUSHALL``, ``CONFIG SET``, ``KEYS``) to all.
 
     Args:
         seeds: Addresses of some of its nodes.
@@ -55,6 +55,8 @@ class ClusterClient(Redis):
         """Send a command to the node that has its key. Raises redis-py's errors."""
         if len(parts := _by_slot(args)) > 1:
             return await self._read_from_many(parts, options)
+        if is_for_all(args):
+            return await self._tell_all(args, options)
         address = await self.nodes.address_of(args)
         asking = False
         for _ in range(_REDIRECTIONS):
@@ -85,6 +87,14 @@ class ClusterClient(Redis):
         await super().aclose(close_connection_pool)
         await self._unused.aclose()
         await self.nodes.aclose()
+
+    async def _tell_all(self, command: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Lists as one, of other answers the first."""
+        nodes = await self.nodes.primaries()
+        answers = [await _send(node, False, command, options) for node in nodes]
+        if isinstance(answers[0], list):
+            return [item for answer in answers for item in answer]
+        return answers[0]
 
     async def _read_from_many(self, parts: Sequence[Sequence[Any]], options: dict[str, Any]) -> Any:
         """Read streams in several slots: all that there is, or, waiting, what comes first.
@@ -117,6 +127,12 @@ class _ClusterPipeline(Pipeline):
         super().__init__(cluster.connection_pool, cluster.response_callbacks, False, None)
         self._cluster = cluster
         self._nodes = cluster.nodes
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Queue a command. Raises ValueError for one that isn't for one node."""
+        if is_for_all(args):
+            raise ValueError(f"{args[0]} is for all nodes: not in a pipeline")
+        return super().execute_command(*args, **options)
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send all; replies in the order of the commands.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
-from redis.asyncio import Redis
 
 from tests.oona.topologies.places import Cluster, Failover
 from tolaria_bus.oona.connection import connect, servers
 from tolaria_bus.oona.embedded import EmbeddedServer
-
-TOPOLOGIES = ("alone", "sentinel", "cluster")
 
 
 @pytest.fixture(scope="session")
@@ -34,26 +31,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         place.kill()
 
 
-@pytest.fixture(params=TOPOLOGIES)
-async def url(request: pytest.FixtureRequest) -> str:
-    """Each topology in turn, whole and with nothing in it."""
-    if request.param == "alone":
+@pytest.fixture(params=("alone", "sentinel", "cluster"))
+async def redis_url(request: pytest.FixtureRequest) -> str:
+    """The URL of each topology in turn, whole and with nothing in it."""
+    return await empty_place(request, request.param)
+
+
+async def empty_place(request: pytest.FixtureRequest, topology: str) -> str:
+    """The URL of a topology, whole and with nothing in it."""
+    if topology == "alone":
         server: EmbeddedServer = request.getfixturevalue("server")
-        found = server.url
+        url = server.url
     else:
-        place: Failover | Cluster = request.getfixturevalue(
-            "failover" if request.param == "sentinel" else "cluster"
-        )
+        name = {"sentinel": "failover"}.get(topology, topology)
+        place: Failover | Cluster = request.getfixturevalue(name)
         place.wait_until_whole()
-        found = place.url
-    await wipe(found)
-    return found
-
-
-@pytest.fixture
-async def client(url: str) -> AsyncIterator[Redis]:
-    async with connect(url, name="tests") as made:
-        yield made
+        url = place.url
+    await wipe(url)
+    return url
 
 
 async def wipe(url: str) -> None:
