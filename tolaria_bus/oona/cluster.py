@@ -20,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tolaria_bus.oona.cluster_keys import is_for_all, slot_of_key, streams_of
 from tolaria_bus.oona.cluster_nodes import ClusterNodes
+from tolaria_bus.oona.cluster_pipeline import ClusterPipeline, raise_first
 from tolaria_bus.oona.url import Address
 
 _REDIRECTIONS: Final = 5
@@ -80,7 +81,7 @@ class ClusterClient(Redis):
         """
         if transaction:
             raise ValueError("no transaction goes over nodes: pipeline(transaction=False)")
-        return _ClusterPipeline(self)
+        return ClusterPipeline(self, self.nodes)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close all connections."""
@@ -120,75 +121,6 @@ class ClusterClient(Redis):
         return found
 
 
-class _ClusterPipeline(Pipeline):
-    """Commands for many nodes, to each in one round trip, to all at the same time."""
-
-    def __init__(self, cluster: ClusterClient) -> None:
-        super().__init__(cluster.connection_pool, cluster.response_callbacks, False, None)
-        self._cluster = cluster
-        self._nodes = cluster.nodes
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Queue a command. Raises ValueError for one that isn't for one node."""
-        if is_for_all(args):
-            raise ValueError(f"{args[0]} is for all nodes: not in a pipeline")
-        return super().execute_command(*args, **options)
-
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send all; replies in the order of the commands.
-
-        What a node that can't be reached should have answered comes back as the error, beside the
-        answers of the others.
-
-        Raises:
-            RedisError, OSError: no node could be reached; or, with ``raise_on_error``, the first
-                error of a command.
-        """
-        stack, self.command_stack = self.command_stack, []
-        addresses = [await self._nodes.address_of(command) for command, _ in stack]
-        replies: list[Any] = [None] * len(stack)
-        unreached: list[Exception] = []
-
-        async def send(address: Address, places: Sequence[int]) -> None:
-            try:
-                pipe = self._nodes.client(address).pipeline(transaction=False)
-                for place in places:
-                    command, options = stack[place]
-                    pipe.execute_command(*command, **options)
-                answers = await pipe.execute(raise_on_error=False)
-            except (RedisError, OSError) as error:
-                unreached.append(error)
-                answers = [error] * len(places)
-            for place, answer in zip(places, answers, strict=True):
-                replies[place] = answer
-
-        nodes = dict.fromkeys(addresses)
-        async with anyio.create_task_group() as tasks:
-            for node in nodes:
-                places = [place for place, address in enumerate(addresses) if address == node]
-                tasks.start_soon(send, node, places)
-        for place, reply in enumerate(replies):
-            if isinstance(reply, Exception):
-                replies[place] = await self._again(stack[place], addresses[place], reply)
-        if nodes and len(unreached) == len(nodes):
-            raise unreached[0]
-        if raise_on_error:
-            _raise_first(replies)
-        return replies
-
-    async def _again(self, queued: Any, address: Address, error: Exception) -> Any:
-        """Follow a redirection; of other errors the nodes are told."""
-        if not isinstance(error, AskError):
-            self._nodes.failed(address, error)
-            return error
-        self._nodes.redirected(error, address)
-        command, options = queued
-        try:
-            return await self._cluster.execute_command(*command, **options)
-        except (RedisError, OSError) as again:
-            return again
-
-
 def _by_slot(command: Sequence[Any]) -> list[Sequence[Any]]:
     """A command that reads streams, once for each slot; any other as it is."""
     streams = streams_of(command)
@@ -213,11 +145,5 @@ async def _send(node: Redis, asking: bool, command: Sequence[Any], options: dict
     pipe.execute_command("ASKING")
     pipe.execute_command(*command, **options)
     _, reply = await pipe.execute(raise_on_error=False)
-    _raise_first([reply])
+    raise_first([reply])
     return reply
-
-
-def _raise_first(replies: Sequence[Any]) -> None:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply

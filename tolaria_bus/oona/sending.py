@@ -17,8 +17,11 @@ import anyio
 from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tolaria_bus.leyline.codec import CodecError
+from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import reason_of
 from tolaria_bus.oona.lanes import Packet
 from tolaria_bus.oona.lease import fence_key
@@ -44,14 +47,19 @@ class Report:
         refused: What the server said to packets that stay to be sent again; by text, how often.
         holder: Who has the run, if packets were fenced off; else ``None``.
         unsendable: Packets that can never be sent, with the reason.
+        unreached: Why a node of a cluster couldn't be asked, while others answered.
     """
 
     refused: dict[str, int] = field(default_factory=dict)
     holder: str | None = None
     unsendable: list[tuple[Packet, str]] = field(default_factory=list)
+    unreached: Exception | None = None
 
     def refuse(self, error: Exception) -> None:
-        """Count the refusal of a packet."""
+        """Count the refusal of a packet, or the absence of who could have taken it."""
+        if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+            self.unreached = error
+            return
         text = reason_of(error)
         self.refused[text] = self.refused.get(text, 0) + 1
 
@@ -65,6 +73,7 @@ class Sender:
         ring: Signs.
         token: The fencing token of our lease; ``None``: outcomes aren't fenced.
         lengths: Length limit by stream key; others get ``STREAM_LENGTH``.
+        copies: What durable packets wait for; ``None``: the server's reply is enough.
         clock: Nanoseconds since the epoch.
     """
 
@@ -76,6 +85,7 @@ class Sender:
         *,
         token: int | None,
         lengths: Mapping[str, int],
+        copies: Copies | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._client = client
@@ -83,6 +93,7 @@ class Sender:
         self._ring = ring
         self._token = token
         self._lengths = lengths
+        self._copies = copies
         self._clock = clock
         streams, run = outbox.streams, outbox.run
         self._outcomes = streams.outcomes(run)
@@ -102,7 +113,11 @@ class Sender:
         pipe = self._client.pipeline(transaction=False)
         for job in jobs:
             self._queue(pipe, job)
+        copies = self._copies if any(packet.durable for packet in packets) else None
+        if copies is not None:
+            copies.ask(pipe)
         replies = await pipe.execute(raise_on_error=False)
+        missing = copies.missing(replies.pop()) if copies is not None else None
         waiting: list[Packet] = []
         for job, reply in zip(jobs, replies, strict=True):
             for packet, _ in job:
@@ -111,6 +126,8 @@ class Sender:
                 elif self._is_scripted(packet) and (settled := settle_reply(reply)).fenced:
                     report.holder = settled.holder
                     self._outbox.leave(packet)
+                elif missing is not None and packet.durable:
+                    report.refuse(missing)
                 elif packet.settlement is not None and self._entry(packet) is None:
                     waiting.append(packet)
                 else:

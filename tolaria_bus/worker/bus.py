@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from tolaria_bus.leyline import CommandOutcome, MessagePriority
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer, Received
+from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.directory import beat, runs, write_status
 from tolaria_bus.oona.lease import Lease
 from tolaria_bus.oona.opening import Opener
@@ -214,6 +215,7 @@ class Bus:
             lengths={
                 self._streams.telemetry(self._run): self._settings.telemetry_stream_length,
             },
+            copies=_copies(self._settings),
             on_event=self._on_event,
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
         )
@@ -297,3 +299,9 @@ class Bus:
             else MessagePriority.MESSAGE_PRIORITY_NORMAL
         )
         self.outbound.telemetry(bus_event(self._run, name, detail, priority), priority)
+
+
+def _copies(settings: Settings) -> Copies | None:
+    if not settings.wait_replicas and not settings.wait_on_disk:
+        return None
+    return Copies(settings.wait_replicas, on_disk=settings.wait_on_disk)

@@ -59,14 +59,14 @@ class Failover:
         return next(server for server in self.servers if server is not self.master())
 
     def wait_until_whole(self) -> None:
-        """Wait until a failover could begin and would lose nothing."""
-        wait_until(self._is_whole)
+        wait_until(self.is_whole)
 
     def wait_until_master(self, server: Server) -> None:
         """Wait until all sentinels name it."""
         wait_until(lambda: all(self._port(sentinel) == server.port for sentinel in self.sentinels))
 
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
+        """Would a failover begin, and lose nothing?"""
         for sentinel in self.sentinels:
             state = sentinel.pairs("SENTINEL", "MASTER", SERVICE)
             peers = (int(state["num-other-sentinels"]), int(state["num-slaves"]))
@@ -157,11 +157,26 @@ class Cluster:
                 return next(node for node in self.nodes if node.port == port)
         raise AssertionError(f"nobody has slot {slot}")
 
-    def wait_until_whole(self) -> None:
-        """Wait until every node says that all slots are served, and the replica is in step."""
-        wait_until(self._is_whole)
+    def begin_move(self, key: str, target: ClusterNode) -> None:
+        """Have new keys of a key's slot made at another node, which isn't its owner yet."""
+        slot, source = key_slot(key.encode()), self.owner(key)
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.node_id())
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.node_id())
 
-    def _is_whole(self) -> bool:
+    def end_move(self, key: str, target: ClusterNode) -> None:
+        """Give a key's slot to another node, with all that is in it."""
+        slot, source = key_slot(key.encode()), self.owner(key)
+        keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000)
+        if keys:
+            source.ask("MIGRATE", HOST, target.port, "", 0, 5000, "KEYS", *keys)
+        for node in (target, source, *self.primaries):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.node_id())
+
+    def wait_until_whole(self) -> None:
+        wait_until(self.is_whole)
+
+    def is_whole(self) -> bool:
+        """Does every node say that all slots are served, and is the replica in step?"""
         roles = []
         for node in self.nodes:
             if b"cluster_state:ok" not in node.ask("CLUSTER", "INFO"):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -62,7 +63,7 @@ class Server:
         return f"{HOST}:{self.port}"
 
     def start(self) -> None:
-        """Start, and wait until it answers."""
+        """Start, and wait until it answers. From the main thread: it dies with its thread."""
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / "conf"
         if not file.exists():
@@ -173,6 +174,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
     while not condition():
         assert time.monotonic() < end, "it didn't happen"
         time.sleep(0.02)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """The same, while others go on."""
+    with anyio.fail_after(SECONDS):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.02)
 
 
 def _dies_with(parent: int) -> Callable[[], None]:
