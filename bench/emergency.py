@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from datetime import timedelta
 
 import anyio
 import torch
 
 from bench.harness import Result, percentile, single
+from bench.messages import telemetry
 from bench.server import Place, server
 from tolaria_bus.leyline import EmergencySignal, MessagePriority
 from tolaria_bus.oona.connection import connect
@@ -22,7 +25,8 @@ from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
 
 SIGNALS = 300
-PAUSE = 0.01
+QUEUED = 100_000
+PAUSE = 0.005
 STREAMS = Streams()
 READER = """
 import sys, time, redis
@@ -39,13 +43,15 @@ while left:
 
 
 def run() -> Result:
-    """Raise signals, with the machine idle and with training on all cores."""
+    """Raise signals: with the machine idle, behind a long queue, with training on all cores."""
     result = Result("emergency", f"{SIGNALS} signals, read by another process with plain redis-py")
-    for name, busy in (("idle", False), ("training on all cores", True)):
+    for name, busy, queued in (
+        ("idle", False, 0),
+        (f"{QUEUED:,} NORMAL queued", False, QUEUED),
+        ("training on all cores", True, 0),
+    ):
         with server() as place:
-            waits = anyio.run(
-                _measure, place, busy, backend="asyncio", backend_options={"use_uvloop": True}
-            )
+            waits = anyio.run(_measure, place, busy, queued, backend_options={"use_uvloop": True})
         for share in (0.5, 0.99):
             value = percentile(waits, share)
             result.figures.append(
@@ -54,9 +60,16 @@ def run() -> Result:
     return result
 
 
-async def _measure(place: Place, busy: bool) -> list[float]:
+async def _measure(place: Place, busy: bool, queued: int) -> list[float]:
     spool = Spool(place.folder / "spool")
-    outbox = Outbox(65_536, spool, STREAMS, "bench")
+    outbox = Outbox(4 * QUEUED, spool, STREAMS, "bench")
+    ring = KeyRing.parse(f"bench:{b64encode(os.urandom(32)).decode()}")
+    for packet in [telemetry(number) for number in range(queued)]:
+        outbox.put(
+            packet,
+            stream=STREAMS.telemetry("bench"),
+            priority=MessagePriority.MESSAGE_PRIORITY_NORMAL,
+        )
     command = [sys.executable, "-c", READER, place.url, str(SIGNALS), STREAMS.emergency]
     # Started before anything is measured: it may block the loop.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:  # noqa: ASYNC220
@@ -71,13 +84,15 @@ async def _measure(place: Place, busy: bool) -> list[float]:
             connect(place.url, name="bench-emergency") as emergency,
             anyio.create_task_group() as tasks,
         ):
-            publisher = Publisher(bulk, emergency, outbox, KeyRing())
+            publisher = Publisher(bulk, emergency, outbox, ring)
             tasks.start_soon(publisher.run)
             thread.start()
             seen = await anyio.to_thread.run_sync(
                 lambda: [int(lines.readline()) for _ in range(SIGNALS)]
             )
-            await publisher.drain(timedelta(seconds=10))
+            if queued and not outbox.depth:
+                raise RuntimeError("the queue was empty before the last signal")
+            await publisher.drain(timedelta(seconds=30))
             publisher.stop()
         thread.join()
     spool.close()

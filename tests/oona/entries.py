@@ -17,7 +17,7 @@ from tolaria_bus.oona.envelope import (
     Refused,
     seal,
 )
-from tolaria_bus.oona.trust import KeyRing, NonceWindow, signature_of
+from tolaria_bus.oona.trust import Key, KeyRing, NonceWindow
 
 CONTROL = "oona:{digits}:control"
 TELEMETRY = "oona:{digits}:telemetry"
@@ -81,4 +81,4 @@ def unsigned(message: Message = PAUSE, **values: Any) -> Fields:
 
 def compat(secret: bytes = COMPAT_SECRET, **values: Any) -> Fields:
     payload = unsigned(**values)[b"payload"]
-    return {b"payload": payload, b"signature": signature_of(secret, payload)}
+    return {b"payload": payload, b"signature": Key(secret).sign(payload)}

@@ -22,7 +22,7 @@ from tolaria_bus.oona.envelope import (
     Opened,
     Refused,
 )
-from tolaria_bus.oona.trust import signature_of
+from tolaria_bus.oona.trust import Key
 
 NAMES = st.sampled_from([b"payload", b"signature", b"json", b"other"])
 READERS = [opener(), opener(OFF), opener(compat_secret=COMPAT_SECRET)]
@@ -55,7 +55,7 @@ def test_any_mutation_is_opened_or_refused(data: st.DataObject) -> None:
     mutated = bytes(payload[:cut]) + data.draw(st.binary(max_size=20)) + bytes(payload[cut:])
     # Signed by a sender who has the keys and sends nonsense: it gets past the signature.
     signed = data.draw(
-        st.sampled_from([RING.sign(mutated)[1], signature_of(COMPAT_SECRET, mutated), b""])
+        st.sampled_from([RING.sign(mutated)[1], Key(COMPAT_SECRET).sign(mutated), b""])
     )
     open_or_refuse(ENTRY, {b"payload": mutated, b"signature": signed})
 

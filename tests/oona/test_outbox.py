@@ -132,7 +132,10 @@ def test_ids_made_here_are_all_different():
     box = outbox(10_000)
     for _ in range(1000):
         box.put(metric(), stream=TELEMETRY, priority=NORMAL)
-    assert len({packet.message_id for packet in take_all(box)}) == 1000
+    packets = take_all(box)
+    ids = [box.envelope(packet).message_id for packet in packets]
+    assert len(set(ids)) == 1000
+    assert [box.envelope(packet).message_id for packet in packets] == ids, "at every attempt"
 
 
 def test_a_durable_packet_is_on_disk_when_put_returns_and_its_successor_sends_it(spool: Spool):

@@ -8,7 +8,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from tests.oona.bus import CONTROL, GROUP, OUTCOMES, STREAMS, pending, taken_entry
 from tolaria_bus.oona.lease import fence_key
-from tolaria_bus.oona.scripts import Entry, Script, Settled, queue_settle, settle_reply
+from tolaria_bus.oona.scripts import Entry, Script, Settled, settle_command, settle_reply
 
 SETTLED = STREAMS.settled("r")
 FENCE = fence_key(STREAMS, "r")
@@ -17,11 +17,9 @@ FENCE = fence_key(STREAMS, "r")
 async def settle(
     redis: Redis, message_id: str = "m", entry: Entry | None = None, **options: Any
 ) -> Settled:
-    pipe = redis.pipeline(transaction=False)
     settings: dict[str, Any] = {"token": 2, "keep": 1000, **options}
     fields = {b"payload": b"p", b"signature": b"s"}
-    queue_settle(
-        pipe,
+    command = settle_command(
         fields,
         stream=OUTCOMES,
         settled=SETTLED,
@@ -30,8 +28,7 @@ async def settle(
         entry=entry,
         **settings,
     )
-    (reply,) = await pipe.execute()
-    return settle_reply(reply)
+    return settle_reply(await redis.execute_command(*command))  # type: ignore[no-untyped-call]
 
 
 async def taken(redis: Redis, *, delete: bool = True) -> Entry:

@@ -88,8 +88,8 @@ def test_secrets_are_not_shown() -> None:
 
 def test_the_same_entry_again_is_a_redelivery() -> None:
     window = NonceWindow()
-    assert window.check(nonce(1), STREAM, "1000-0")
-    assert window.check(nonce(1), STREAM, "1000-0")
+    assert window.check(nonce(1), STREAM, parse_entry_id("1000-0"))
+    assert window.check(nonce(1), STREAM, parse_entry_id("1000-0"))
 
 
 @pytest.mark.parametrize(
@@ -97,19 +97,20 @@ def test_the_same_entry_again_is_a_redelivery() -> None:
 )
 def test_the_same_nonce_in_another_entry_is_a_replay(stream: str, entry: str) -> None:
     window = NonceWindow()
-    assert window.check(nonce(1), STREAM, "1000-0")
-    assert not window.check(nonce(1), stream, entry)
-    assert window.check(nonce(1), STREAM, "1000-0")
+    assert window.check(nonce(1), STREAM, parse_entry_id("1000-0"))
+    assert not window.check(nonce(1), stream, parse_entry_id(entry))
+    assert window.check(nonce(1), STREAM, parse_entry_id("1000-0"))
 
 
 def test_a_restart_remembers(tmp_path: Path) -> None:
     path = tmp_path / "nonces"
     window = NonceWindow(path)
-    window.check(nonce(1), STREAM, "1000-0")
+    window.check(nonce(1), STREAM, parse_entry_id("1000-0"))
+    window.flush()
     # No close: as after a kill.
     again = NonceWindow(path)
-    assert again.check(nonce(1), STREAM, "1000-0")
-    assert not again.check(nonce(1), STREAM, "2000-0")
+    assert again.check(nonce(1), STREAM, parse_entry_id("1000-0"))
+    assert not again.check(nonce(1), STREAM, parse_entry_id("2000-0"))
     again.close()
     window.close()
 
@@ -117,7 +118,8 @@ def test_a_restart_remembers(tmp_path: Path) -> None:
 def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "nonces"
     window = NonceWindow(path)
-    window.check(nonce(1), STREAM, "1000-0")
+    window.check(nonce(1), STREAM, parse_entry_id("1000-0"))
+    window.flush()
     assert path.stat().st_mode & 0o777 == 0o600
     window.close()
 
@@ -125,16 +127,16 @@ def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
 def test_a_torn_record_at_the_end_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "nonces"
     window = NonceWindow(path)
-    window.check(nonce(1), STREAM, "1000-0")
-    window.check(nonce(2), STREAM, "1001-0")
+    window.check(nonce(1), STREAM, parse_entry_id("1000-0"))
+    window.check(nonce(2), STREAM, parse_entry_id("1001-0"))
     window.close()
     os.truncate(path, path.stat().st_size - 7)
     again = NonceWindow(path)
-    assert not again.check(nonce(1), STREAM, "1002-0")
-    assert again.check(nonce(3), STREAM, "1003-0")
+    assert not again.check(nonce(1), STREAM, parse_entry_id("1002-0"))
+    assert again.check(nonce(3), STREAM, parse_entry_id("1003-0"))
     again.close()
     third = NonceWindow(path)
-    assert not third.check(nonce(3), STREAM, "1004-0")
+    assert not third.check(nonce(3), STREAM, parse_entry_id("1004-0"))
     third.close()
 
 
@@ -142,39 +144,43 @@ def test_old_nonces_go_by_the_streams_highest_entry() -> None:
     window = NonceWindow()
     kept = window.KEPT_AT_LEAST
     for number in range(kept + 100):
-        window.check(nonce(number), STREAM, f"{number}-0")
+        window.check(nonce(number), STREAM, parse_entry_id(f"{number}-0"))
     assert len(window) == kept + 100, "all are within 65 s of the highest"
-    window.check(nonce(10**6), STREAM, "200000-0")
+    window.check(nonce(10**6), STREAM, parse_entry_id("200000-0"))
     assert len(window) == kept
-    assert not window.check(nonce(10**6), STREAM, "200001-0")
+    assert not window.check(nonce(10**6), STREAM, parse_entry_id("200001-0"))
 
 
 def test_another_streams_time_prunes_nothing() -> None:
     window = NonceWindow()
     for number in range(window.KEPT_AT_LEAST + 100):
-        window.check(nonce(number), STREAM, "1000-0")
-    window.check(nonce(10**6), "oona:control", "99999999999-0")
-    assert not window.check(nonce(0), STREAM, "1000-1")
+        window.check(nonce(number), STREAM, parse_entry_id("1000-0"))
+    window.check(nonce(10**6), "oona:control", parse_entry_id("99999999999-0"))
+    assert not window.check(nonce(0), STREAM, parse_entry_id("1000-1"))
 
 
 def test_an_entry_redelivered_late_still_guards_its_nonce() -> None:
     window = NonceWindow()
-    window.check(nonce(1), STREAM, "9999999-0")
-    assert window.check(nonce(2), STREAM, "1000-0"), "read out of order, hours later"
-    assert not window.check(nonce(2), STREAM, "1001-0")
+    window.check(nonce(1), STREAM, parse_entry_id("9999999-0"))
+    assert window.check(nonce(2), STREAM, parse_entry_id("1000-0")), (
+        "read out of order, hours later"
+    )
+    assert not window.check(nonce(2), STREAM, parse_entry_id("1001-0"))
 
 
 def test_the_file_doesnt_grow_for_ever(tmp_path: Path) -> None:
     path = tmp_path / "nonces"
     window = NonceWindow(path)
     for number in range(40_000):
-        window.check(nonce(number), STREAM, f"{number * 1000}-0")
+        window.check(nonce(number), STREAM, parse_entry_id(f"{number * 1000}-0"))
+        if number % 100 == 99:
+            window.flush()
     assert len(window) <= window.KEPT_AT_LEAST + 100
     assert path.stat().st_size < 10_000 * 40
-    assert not window.check(nonce(39_999), STREAM, "40000000-0")
+    assert not window.check(nonce(39_999), STREAM, parse_entry_id("40000000-0"))
     window.close()
     again = NonceWindow(path)
-    assert not again.check(nonce(39_999), STREAM, "40000000-0")
+    assert not again.check(nonce(39_999), STREAM, parse_entry_id("40000000-0"))
     again.close()
 
 
@@ -184,16 +190,30 @@ def test_a_disk_that_refuses_is_told_and_counted(
     folder = tmp_path / "gone"
     window = NonceWindow(folder / "nonces")
     with caplog.at_level(logging.WARNING):
-        assert window.check(nonce(1), STREAM, "1000-0")
-        assert window.check(nonce(2), STREAM, "1000-1")
+        assert window.check(nonce(1), STREAM, parse_entry_id("1000-0"))
+        assert window.check(nonce(2), STREAM, parse_entry_id("1000-1"))
+        window.flush()
     assert window.unsaved == 2
-    assert not window.check(nonce(1), STREAM, "1001-0"), "it still guards, in memory"
+    assert not window.check(nonce(1), STREAM, parse_entry_id("1001-0")), (
+        "it still guards, in memory"
+    )
     assert "nonces can't be kept" in caplog.text
+
+
+def test_what_nobody_flushes_goes_to_the_file_by_and_by(tmp_path: Path) -> None:
+    path = tmp_path / "nonces"
+    window = NonceWindow(path)
+    for number in range(5_000):
+        window.check(nonce(number), STREAM, (1000, number))
+    again = NonceWindow(path)
+    assert not again.check(nonce(1), STREAM, (1001, 0))
+    again.close()
+    window.close()
 
 
 def test_a_nonce_has_sixteen_bytes() -> None:
     with pytest.raises(ValueError, match="15 bytes, must have 16"):
-        NonceWindow().check(bytes(15), STREAM, "1-0")
+        NonceWindow().check(bytes(15), STREAM, parse_entry_id("1-0"))
 
 
 def test_entry_ids() -> None:

@@ -101,12 +101,14 @@ def decode(data: bytes, cls: type[AnyMessage]) -> AnyMessage:
         CodecError: ``oversize``, or ``malformed``: no such message, or an unknown enum number.
     """
     check_size(cls, len(data))
-    message = cls()
     try:
-        message.ParseFromString(data)
+        message = cls.FromString(data)
     except DecodeError as error:
         raise CodecError("malformed", f"not a {cls.DESCRIPTOR.name}: {error}") from None
-    _refuse_unknown_enums(message, cls.DESCRIPTOR.name)
+    plan = _PLANS.get(cls)
+    if plan is None:
+        plan = _PLANS[cls] = _plan(cls.DESCRIPTOR)
+    _refuse_unknown_enums(message, plan, "")
     return message
 
 
@@ -163,45 +165,65 @@ def to_json(message: Message, *, indent: bool = False, short_enums: bool = True)
 
 @dataclass(frozen=True, slots=True)
 class _EnumPlan:
-    """Where a kind of message has enums: in these fields, and below those."""
+    """Where a kind of message has enums: in these fields, and below those.
 
-    enums: tuple[tuple[FieldDescriptor, frozenset[int]], ...]
-    below: tuple[FieldDescriptor, ...]
+    Every message that arrives is walked by it, so all that can be known ahead is in it: of each
+    field its name and whether it repeats, then the numbers that have a name, or what is below.
+    """
+
+    enums: tuple[tuple[str, bool, frozenset[int], FieldDescriptor], ...]
+    below: tuple[tuple[str, bool, Descriptor], ...]
+
+
+_PLANS: Final[dict[type[Message], _EnumPlan]] = {}
+"""Those of whole messages, by class: quicker to find than by descriptor."""
 
 
 @cache
 def _plan(kind: Descriptor) -> _EnumPlan:
-    enums = tuple(
-        (field, frozenset(field.enum_type.values_by_number))
-        for field in kind.fields
-        if field.enum_type is not None
+    return _EnumPlan(
+        enums=tuple(
+            (field.name, field.is_repeated, frozenset(field.enum_type.values_by_number), field)
+            for field in kind.fields
+            if field.enum_type is not None
+        ),
+        below=tuple(
+            # No map of the contract holds messages or enums, so what repeats here is a plain list.
+            (field.name, field.is_repeated, field.message_type)
+            for field in kind.fields
+            if field.message_type is not None and _reaches_enum(field.message_type, frozenset())
+        ),
     )
-    below = tuple(field for field in kind.fields if _reaches_enum(field.message_type, frozenset()))
-    return _EnumPlan(enums, below)
 
 
-def _reaches_enum(kind: Descriptor | None, seen: frozenset[str]) -> bool:
+def _reaches_enum(kind: Descriptor, seen: frozenset[str]) -> bool:
     # Struct's one enum, null_value, has one value and means the same whatever its number.
-    if kind is None or kind.full_name in seen or kind.file.package == "google.protobuf":
+    if kind.full_name in seen or kind.file.package == "google.protobuf":
         return False
     seen |= {kind.full_name}
     return any(
-        field.enum_type is not None or _reaches_enum(field.message_type, seen)
+        field.enum_type is not None
+        or (field.message_type is not None and _reaches_enum(field.message_type, seen))
         for field in kind.fields
     )
 
 
-def _refuse_unknown_enums(message: Message, path: str) -> None:
-    plan = _plan(message.DESCRIPTOR)
-    for field, numbers in plan.enums:
-        value = getattr(message, field.name)
-        for number in value if field.is_repeated else (value,):
+def _refuse_unknown_enums(message: Message, plan: _EnumPlan, path: str) -> None:
+    for name, repeated, numbers, field in plan.enums:
+        value = getattr(message, name)
+        for number in value if repeated else (value,):
             if number not in numbers:
                 # Only now, for its message: names the value and what is allowed.
-                _refuse_enum(field, number, path)
-    for field in plan.below:
-        for below in _messages(message, field):
-            _refuse_unknown_enums(below, f"{path}.{field.name}")
+                _refuse_enum(field, number, path or message.DESCRIPTOR.name)
+    for name, repeated, below in plan.below:
+        if repeated:
+            inner = getattr(message, name)
+        elif message.HasField(name):
+            inner = (getattr(message, name),)
+        else:
+            continue
+        for each in inner:
+            _refuse_unknown_enums(each, _plan(below), f"{path or message.DESCRIPTOR.name}.{name}")
 
 
 def _refuse_enum(field: FieldDescriptor, number: int, path: str) -> None:
@@ -209,13 +231,6 @@ def _refuse_enum(field: FieldDescriptor, number: int, path: str) -> None:
         parse_enum(field.enum_type, number)
     except ValueError as error:
         raise CodecError("malformed", f"{path}.{field.name}: {error}") from None
-
-
-def _messages(message: Message, field: FieldDescriptor) -> list[Message]:
-    # No map of the contract holds messages or enums, so what repeats here is a plain list.
-    if field.is_repeated:
-        return list(getattr(message, field.name))
-    return [getattr(message, field.name)] if message.HasField(field.name) else []
 
 
 __all__ = [

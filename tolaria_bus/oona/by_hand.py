@@ -30,6 +30,13 @@ _CARRIED: Final[dict[str, tuple[int, ...]]] = {
     "dead": (BusMessageType.BUS_MESSAGE_TYPE_DEAD_LETTER,),
 }
 
+_DATES: Final[dict[type[Message], str]] = {
+    AdaptationCommand: "issued_at",
+    EmergencySignal: "triggered_at",
+    TelemetryPacket: "timestamp",
+}
+"""The field in which a kind of message says when it was issued."""
+
 
 def derived_id(stream: str, entry_id: str) -> str:
     """Return the id of a message that was written without one: the same at every delivery."""
@@ -80,23 +87,23 @@ def identify(message: Message, stream: str, entry_id: str) -> None:
         message.attributes.setdefault("signal_id", derived_id(stream, entry_id))
 
 
-def date(message: Message, issued_at_ns: int) -> bool:
-    """Give a message that doesn't say when it was issued this time; true if it did not.
+def date(message: Message, issued_at_ns: int) -> None:
+    """Give a message that :func:`undated` found to be so this time of issue.
 
     Args:
         message: is changed.
         issued_at_ns: nanoseconds since the epoch.
+
+    Raises:
+        ValueError: no date is so far away.
     """
-    match message:
-        case AdaptationCommand():
-            missing = None if message.HasField("issued_at") else message.issued_at
-        case EmergencySignal(payload_checksum=b""):
-            missing = None if message.HasField("triggered_at") else message.triggered_at
-        case TelemetryPacket():
-            missing = None if message.HasField("timestamp") else message.timestamp
-        case _:
-            missing = None
-    if missing is None:
+    getattr(message, _DATES[type(message)]).FromNanoseconds(issued_at_ns)
+
+
+def undated(message: Message) -> bool:
+    """Tell whether a message should say when it was issued, and doesn't."""
+    name = _DATES.get(type(message))
+    if name is None or message.HasField(name):
         return False
-    missing.FromNanoseconds(issued_at_ns)
-    return True
+    # With a checksum the message is complete; a field more would make it wrong.
+    return not (isinstance(message, EmergencySignal) and message.payload_checksum)

@@ -47,10 +47,17 @@ class ClusterClient(Redis):
         make: Callable[[Address], Redis],
         admits: Callable[[str], bool],
     ) -> None:
-        self.nodes = ClusterNodes(seeds, make, admits)
         # For what redis-py makes of a pool: its codec, and names for people.
         self._unused = make(seeds[0])
         super().__init__(connection_pool=self._unused.connection_pool)
+
+        def make_alike(address: Address) -> Redis:
+            node = make(address)
+            # Those that are set here later, too.
+            node.response_callbacks = self.response_callbacks
+            return node
+
+        self.nodes = ClusterNodes(seeds, make_alike, admits)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send a command to the node that has its key. Raises redis-py's errors."""

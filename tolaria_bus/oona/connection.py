@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
 from tolaria_bus.oona.cluster import ClusterClient
+from tolaria_bus.oona.packing import packed_by_hiredis
 from tolaria_bus.oona.sentinels import ANSWER, MasterClient, Sentinels
 from tolaria_bus.oona.url import Address, BadUrl, ServerUrl, is_local, is_loopback, parse, redacted
 
@@ -81,7 +82,7 @@ def connect(url: str, *, name: str, block: timedelta | None = None) -> Redis:
         "protocol": 2,
     }
     if server.path:
-        return Redis(unix_socket_path=server.path, **connection)
+        return _packing(Redis(unix_socket_path=server.path, **connection))
     connection["socket_connect_timeout"] = CONNECT_TIMEOUT.total_seconds()
     if server.tls:
         connection |= {"ssl": True, **server.tls_options}
@@ -93,13 +94,20 @@ def connect(url: str, *, name: str, block: timedelta | None = None) -> Redis:
         sentinels = [
             _to(_for_sentinel(server, connection), address) for address in server.addresses
         ]
-        return MasterClient.of(server.service, Sentinels(sentinels, admits), **connection)
+        master = MasterClient.of(server.service, Sentinels(sentinels, admits), **connection)
+        return _packing(master)
     return _to(connection, server.addresses[0])
 
 
 def _to(connection: dict[str, Any], address: Address) -> Redis:
     host, port = address
-    return Redis(host=host, port=port, **connection)
+    return _packing(Redis(host=host, port=port, **connection))
+
+
+def _packing(client: Redis) -> Redis:
+    pool = client.connection_pool
+    pool.connection_class = packed_by_hiredis(pool.connection_class)
+    return client
 
 
 def _for_sentinel(server: ServerUrl, connection: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 **Order of reading.** First what was delivered to this consumer before and isn't finished: after a
 restart, and after a lost connection, when a reply may have been lost on its way. Then new entries.
-In between, entries that dead consumers of the group have had for too long are taken over.
+In between, entries that dead consumers of the group have had for too long, or that a consumer
+released when it was stopped, are taken over. One read is under way while the entries of the one
+before are handed over.
 
 **What is never lost.** An entry stays pending until its handler's side finishes it. If the group or
 the stream is gone (``FLUSHALL``, failover) the group is made again at the stream's beginning.
-Claims on entries in flight are extended without raising their delivery counts.
+Claims on entries that were read are extended without raising their delivery counts.
 
 **Entries that kill.** The server's delivery count can't tell the entry whose handling killed the
 process from the others of the same read. So an entry that is delivered again is marked on the
@@ -16,12 +18,14 @@ the first crash is therefore counted for nobody, and a killer is begun ``max_del
 at most before it becomes a dead letter (``fatal``). Deaths after the handler has returned are the
 business of whoever took the entry on.
 
-Events: ``group_recreated`` (stream, group), ``release_failed`` (stream, error), and those of
-:class:`Attempts`, :class:`Intake`, :class:`InFlight` and :class:`Handover`.
+Events: ``group_recreated`` (stream, group), ``release_failed`` (stream, error), ``unfinished``
+(stream, entries): a stop didn't wait for them any longer; and those of :class:`Attempts`,
+:class:`Intake`, :class:`InFlight` and :class:`Handover`.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -29,6 +33,7 @@ from datetime import timedelta
 from typing import Final
 
 import anyio
+from anyio.abc import ObjectSendStream
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
@@ -50,6 +55,8 @@ BLOCK: Final = timedelta(seconds=2)
 MIN_IDLE: Final = timedelta(seconds=60)
 """A consumer that hasn't renewed its claim on an entry for so long counts as dead."""
 
+_SWEEP_EVERY: Final = 1.0
+"""Seconds between two looks for what others left; twice as long as half ``min_idle`` at most."""
 _RELEASE_LIMIT: Final = 2.0  # seconds
 
 
@@ -131,9 +138,16 @@ class Consumer:
         self._prepared = False
         self._gone = False
         self._own_after: str | None = "0"
-        self._next_sweep = monotonic() + min_idle.total_seconds() / 2
+        # How often it was begun anew with what is pending: what was read before then is left.
+        self._beginnings = 0
+        self._wait = 0.0
+        # A generator of its own: nothing here may draw from the one that training shares.
+        self._random = random.Random()
+        self._sweep_every = min(_SWEEP_EVERY, min_idle.total_seconds() / 2)
+        self._next_sweep = monotonic()
         self._stopped = anyio.Event()
         self._reading = anyio.CancelScope()
+        self._finishing = anyio.CancelScope()
         self._released: anyio.Event | None = None
 
     @property
@@ -171,60 +185,103 @@ class Consumer:
             async with anyio.create_task_group() as background:
                 background.start_soon(self.in_flight.run)
                 background.start_soon(self._keep_claims)
-                async with anyio.create_task_group() as tasks:
-                    self._intake.start(handler, tasks, self._tries)
-                    await self._read_until_stopped()
-                    self._intake.stop()
-                await self._release()
-                while self.in_flight:
-                    await self.in_flight.change()
+                with self._finishing:
+                    async with anyio.create_task_group() as tasks:
+                        self._intake.start(handler, tasks, self._tries)
+                        await self._take_until_stopped()
+                        self._intake.stop()
+                    await self._release()
+                    while self.in_flight:
+                        await self.in_flight.change()
+                await self._give_up_unfinished()
                 background.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._release()
 
-    async def stop(self) -> None:
-        """Stop reading, and let others have what wasn't handed over; ``run`` ends by itself."""
+    async def stop(self, within: timedelta | None = None) -> None:
+        """Stop reading, and let others have what wasn't handed over; ``run`` ends by itself.
+
+        Args:
+            within: How long ``run`` waits for what was handed over to be finished; afterwards
+                others get that too. ``None``: as long as it takes.
+        """
+        if within is not None:
+            self._finishing.deadline = anyio.current_time() + within.total_seconds()
         self._stopped.set()
+        self._intake.stop()
         self._reading.cancel()
         if self._released is not None:
             await self._released.wait()
 
-    async def _read_until_stopped(self) -> None:
-        wait = 0.0
-        while not self._stopped.is_set():
-            entries: list[Delivered] = []
-            with anyio.CancelScope() as self._reading:
-                await anyio.sleep(wait)
-                entries, wait = await self._read()
-            self.last_read = self._monotonic()
-            for entry in entries:
-                if self._stopped.is_set():
-                    break
+    async def _take_until_stopped(self) -> None:
+        """Take what is read, while the next is read."""
+        send, receive = anyio.create_memory_object_stream[tuple[int, list[Delivered]]](0)
+        async with anyio.create_task_group() as reading, receive:
+            reading.start_soon(self._read_until_stopped, send)
+            async for beginning, entries in receive:
+                self.last_read = self._monotonic()
+                if beginning != self._beginnings:
+                    # It comes again, behind what has to be taken first.
+                    self._let_go(entries)
+                    continue
                 try:
-                    await self._intake.take(entry)
+                    await self._intake.take(entries)
                 except (RedisError, OSError) as error:
-                    wait = self._failed(error)
-                    break
+                    self._let_go(entries)
+                    self._wait = self._failed(error)
+                    self._reading.cancel()
 
-    async def _read(self) -> tuple[list[Delivered], float]:
-        """One round: entries, and how many seconds to wait before the next."""
+    async def _read_until_stopped(
+        self, send: ObjectSendStream[tuple[int, list[Delivered]]]
+    ) -> None:
+        async with send:
+            while not self._stopped.is_set():
+                entries: list[Delivered] = []
+                wait, self._wait = self._wait, 0.0
+                beginning = self._beginnings
+                with anyio.CancelScope() as self._reading:
+                    await anyio.sleep(wait)
+                    entries = await self._read()
+                self.in_flight.hold(entry.entry_id for entry in entries)
+                if not self._stopped.is_set():
+                    await send.send((beginning, entries))
+
+    def _let_go(self, entries: list[Delivered]) -> None:
+        self.in_flight.let_go(entry.entry_id for entry in entries)
+
+    async def _give_up_unfinished(self) -> None:
+        """A stop has waited long enough."""
+        await self._release()
+        left = sorted(self.in_flight.ids())
+        if left:
+            detail = {"stream": self._member.stream, "entries": " ".join(left)}
+            self._on_event("unfinished", detail)
+            for entry_id in left:
+                self.in_flight.remove(entry_id)
+            await self._try_to_release()
+
+    async def _read(self) -> list[Delivered]:
+        """One round; ``_wait`` says how many seconds to wait before the next."""
         try:
             entries = await self._fetch()
         except ResponseError as error:
             # UNBLOCKED: the key went while a read waited for it.
             if str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 self._prepared, self._gone, self._start = False, True, "0"
-                return [], 0.0
-            return [], self._failed(error)
+            else:
+                self._wait = self._failed(error)
+            return []
         except (RedisError, OSError) as error:
-            return [], self._failed(error)
+            self._wait = self._failed(error)
+            return []
         self._attempts.answered()
-        return entries, 0.0
+        return entries
 
     def _failed(self, error: RedisError | OSError) -> float:
         """Something was perhaps delivered that we don't know of: look. Seconds to wait."""
         self._own_after = "0"
+        self._beginnings += 1
         return self._attempts.failed(error)
 
     async def _fetch(self) -> list[Delivered]:
@@ -235,14 +292,17 @@ class Consumer:
                 self._own_after = "0"
                 detail = {"stream": self._member.stream, "group": self._member.group}
                 self._on_event("group_recreated", detail)
-        room = min(BATCH, self._max_in_flight - len(self.in_flight))
+        in_hand = len(self.in_flight) + len(self.in_flight.held)
+        room = min(BATCH, self._max_in_flight - in_hand)
         if room <= 0:
             with anyio.move_on_after(self._block.total_seconds()):
                 await self.in_flight.change()
             return []
         if self._own_after is not None:
+            beginning = self._beginnings
             own = await self._reader.own(self._own_after, room)
-            self._own_after = own[-1].entry_id if own else None
+            if beginning == self._beginnings:
+                self._own_after = own[-1].entry_id if own else None
             if own:
                 return own
         if self._monotonic() >= self._next_sweep:
@@ -253,9 +313,12 @@ class Consumer:
 
     async def _sweep(self, room: int) -> list[Delivered]:
         """Entries of dead consumers."""
-        sweep = await self._reader.abandoned(self._min_idle, room, len(self.in_flight))
+        known = len(self.in_flight) + len(self.in_flight.held)
+        sweep = await self._reader.abandoned(self._min_idle, room, known)
         if not sweep.more:
-            self._next_sweep = self._monotonic() + self._min_idle.total_seconds() / 2
+            # Spread, so that the consumers of a group don't all look at once.
+            spread = self._random.uniform(0.75, 1.25)
+            self._next_sweep = self._monotonic() + self._sweep_every * spread
         if sweep.deleted:
             self._intake.gone(sweep.deleted)
         return sweep.entries
@@ -276,11 +339,15 @@ class Consumer:
         self._intake.stop()
         self._intake.end()
         try:
+            await self._try_to_release()
+        finally:
+            self._released.set()
+
+    async def _try_to_release(self) -> None:
+        try:
             with anyio.move_on_after(_RELEASE_LIMIT):
                 await self._reader.release(self.in_flight.kept())
         except (RedisError, OSError) as error:
             # They stay pending with us; the next to have our name begins with them.
             detail = {"stream": self._member.stream, "error": reason_of(error)}
             self._on_event("release_failed", detail)
-        finally:
-            self._released.set()

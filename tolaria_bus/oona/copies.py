@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
+
+from tolaria_bus.oona.scripts import Argument
 
 WITHIN: Final = timedelta(seconds=1)
 """A replica that takes longer is behind; the packets are sent again then."""
@@ -35,13 +36,12 @@ class Copies:
     on_disk: bool = False
     within: timedelta = WITHIN
 
-    def ask(self, pipe: Pipeline) -> None:
-        """Queue the question behind the writes."""
+    def command(self) -> list[Argument]:
+        """The question that stands behind the writes."""
         milliseconds = max(1, int(self.within.total_seconds() * 1000))
         if self.on_disk:
-            pipe.execute_command("WAITAOF", 1, self.replicas, milliseconds)
-        else:
-            pipe.execute_command("WAIT", self.replicas, milliseconds)
+            return ["WAITAOF", 1, self.replicas, milliseconds]
+        return ["WAIT", self.replicas, milliseconds]
 
     def missing(self, reply: Any) -> Exception | None:
         """Why the writes don't count, by the reply; ``None`` if they do."""

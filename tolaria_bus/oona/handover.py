@@ -59,12 +59,16 @@ class Handover:
 
     async def hand(self, received: Received) -> None:
         """Give an entry to the handler; if it fails, again later."""
-        source = received.opened.source
-        if source in self._behind:
-            self._behind[source].append(received)
-        elif not await self._try(received):
-            self._behind[source] = deque([received])
-            self._tasks.start_soon(self._retry, source)
+        if self._behind and received.opened.source in self._behind:
+            self._behind[received.opened.source].append(received)
+            return
+        try:
+            await self._handler(received)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises
+            if not await self._failed(received, error):
+                source = received.opened.source
+                self._behind[source] = deque([received])
+                self._tasks.start_soon(self._retry, source)
 
     def stop(self) -> None:
         """Begin no further try."""
@@ -89,21 +93,26 @@ class Handover:
         del self._behind[source]
 
     async def _try(self, received: Received) -> bool:
-        """One try; is the entry off our hands?"""
+        """One more try; is the entry off our hands?"""
         try:
             await self._handler(received)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises
-            received.failures += 1
-            self._on_event(
-                "handler_failed",
-                {
-                    "stream": received.stream,
-                    "entry_id": received.entry_id,
-                    "error": reason_of(error),
-                },
-            )
-            if received.failures < self._tries:
-                return False
-            text = f"the handler failed {received.failures} times, at last with {reason_of(error)}"
-            await received.dead_letter("handler", text)
+            return await self._failed(received, error)
+        return True
+
+    async def _failed(self, received: Received, error: Exception) -> bool:
+        """The handler failed on an entry; was that its last try?"""
+        received.failures += 1
+        self._on_event(
+            "handler_failed",
+            {
+                "stream": received.stream,
+                "entry_id": received.entry_id,
+                "error": reason_of(error),
+            },
+        )
+        if received.failures < self._tries:
+            return False
+        text = f"the handler failed {received.failures} times, at last with {reason_of(error)}"
+        await received.dead_letter("handler", text)
         return True

@@ -1,13 +1,14 @@
-"""Entries that were handed over and aren't finished: their claims, and their acknowledgements.
+"""Entries that a consumer has and that aren't finished: their claims, and their acknowledgements.
 
-Acknowledgements are sent in groups: all that came while the last group was on its way.
+An entry that was read is *held*, until it is handed over; then it is *in flight*, until it is
+finished. The claims on both are extended. Acknowledgements are sent in groups: all that came
+while the last group was on its way.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Final, Protocol
 
 import anyio
@@ -18,12 +19,12 @@ from tolaria_bus.oona import scripts
 from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.events import OnEvent
 from tolaria_bus.oona.opening import Opened
-from tolaria_bus.oona.reading import Member
+from tolaria_bus.oona.reading import Delivered, Member
 
 _GROUP: Final = 500
 """Entries acknowledged, or claims extended, in one call."""
 _REMEMBERED: Final = 10_000
-"""Finished entries that are known if the server hands them out again."""
+"""Finished entries, at least, that are known if the server hands them out again."""
 
 
 class _Owner(Protocol):
@@ -33,30 +34,55 @@ class _Owner(Protocol):
     def forget(self, received: Received) -> None: ...
 
 
-@dataclass(slots=True, eq=False)
 class Received:
     """An entry as its handler gets it. It stays pending until one of the methods is called.
 
     Attributes:
-        stream: Key of its stream.
-        group: The group that reads.
-        entry_id: Its id.
         opened: What it carries.
-        fields: What it held.
-        deliveries: How often it was delivered, this time included.
-        redelivered: It was delivered before: to us before a restart, or to another consumer.
         failures: How often the handler has failed on it.
     """
 
-    stream: str
-    group: str
-    entry_id: str
-    opened: Opened
-    fields: Mapping[bytes, bytes] = field(repr=False)
-    deliveries: int
-    redelivered: bool
-    _owner: _Owner = field(repr=False)
-    failures: int = 0
+    __slots__ = ("_entry", "_member", "_owner", "failures", "opened")
+
+    def __init__(self, member: Member, entry: Delivered, opened: Opened, owner: _Owner) -> None:
+        self.opened = opened
+        self.failures = 0
+        self._member = member
+        self._entry = entry
+        self._owner = owner
+
+    @property
+    def stream(self) -> str:
+        """Key of its stream."""
+        return self._member.stream
+
+    @property
+    def group(self) -> str:
+        """The group that reads."""
+        return self._member.group
+
+    @property
+    def entry_id(self) -> str:
+        """Its id."""
+        return self._entry.entry_id
+
+    @property
+    def fields(self) -> Mapping[bytes, bytes]:
+        """What it held."""
+        return self._entry.fields
+
+    @property
+    def deliveries(self) -> int:
+        """How often it was delivered, this time included."""
+        return self._entry.deliveries
+
+    @property
+    def redelivered(self) -> bool:
+        """It was delivered before: to us before a restart, or to another consumer."""
+        return self._entry.redelivered
+
+    def __repr__(self) -> str:
+        return f"<Received {self.entry_id} of {self.stream}, delivery {self.deliveries}>"
 
     async def ack(self) -> None:
         """Finish it: its effect is durable. Returns when the server knows.
@@ -87,7 +113,7 @@ class Received:
 
 
 class InFlight:
-    """The entries in the hands of handlers, by id.
+    """The entries that a consumer has, by id. ``len`` counts those in the hands of handlers.
 
     Events: those of :class:`Attempts`; ``claims_lost`` (stream, entries): another consumer has
     taken entries that are being worked on here.
@@ -99,22 +125,26 @@ class InFlight:
 
     Attributes:
         acknowledged: How many acknowledgements the server has.
+        held: Entries that were read and not handed over.
     """
 
     def __init__(self, client: Redis, member: Member, on_event: OnEvent) -> None:
         self.acknowledged = 0
+        self.held: set[str] = set()
         self._client = client
         self._member = member
         self._on_event = on_event
         self._attempts = Attempts(f"{member.stream} acknowledgements", on_event)
         self._entries: set[str] = set()
         self._claims_lost: set[str] = set()
-        self._finished: OrderedDict[str, bool] = OrderedDict()
-        self._waiting: dict[str, anyio.Event] = {}
+        # Finished, by id: acknowledged here, or by somebody else. The younger and the older ones.
+        self._finished: dict[str, bool] = {}
+        self._finished_before: dict[str, bool] = {}
+        self._waiting: dict[str, anyio.Event | None] = {}
         self._running = False
         self._sending = anyio.Lock()
-        self._asked = anyio.Event()
-        self._changed = anyio.Event()
+        self._asked: anyio.Event | None = None
+        self._changed: anyio.Event | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -125,26 +155,46 @@ class InFlight:
 
     def kept(self) -> frozenset[str]:
         """Of entries that nobody else may have: those in flight, and those that others finish."""
-        forgotten = {entry_id for entry_id, known in self._finished.items() if not known}
+        forgotten = {
+            entry_id
+            for finished in (self._finished, self._finished_before)
+            for entry_id, acknowledged in finished.items()
+            if not acknowledged
+        }
         return self.ids() | forgotten
 
-    def add(self, entry_id: str) -> None:
-        """An entry is about to be handed over."""
+    def hold(self, entry_ids: Iterable[str]) -> None:
+        """Entries were read."""
+        self.held.update(entry_ids)
+
+    def let_go(self, entry_ids: Iterable[str]) -> None:
+        """Entries that were read won't be handed over; the server delivers them again."""
+        self.held.difference_update(entry_ids)
+
+    def add(self, entry_id: str) -> bool:
+        """An entry is about to be handed over; false if another consumer has taken it by now."""
+        self.held.discard(entry_id)
+        if entry_id in self._claims_lost:
+            self._claims_lost.discard(entry_id)
+            return False
         self._entries.add(entry_id)
+        return True
 
     def remove(self, entry_id: str) -> None:
         """An entry isn't in a handler's hands any more, finished or not."""
         self._entries.discard(entry_id)
-        self._claims_lost.discard(entry_id)
-        self._changed.set()
+        if self._claims_lost:
+            self._claims_lost.discard(entry_id)
+        if self._changed is not None:
+            self._changed.set()
 
     def finish(self, entry_id: str, *, acknowledged: bool) -> None:
         """An entry is finished, or will be by somebody else."""
+        self.held.discard(entry_id)
         self.remove(entry_id)
         self._finished[entry_id] = acknowledged
-        self._finished.move_to_end(entry_id)
-        if len(self._finished) > _REMEMBERED:
-            self._finished.popitem(last=False)
+        if len(self._finished) >= _REMEMBERED:
+            self._finished_before, self._finished = self._finished, {}
 
     def handed_out_before(self, entry_id: str) -> bool:
         """Is an entry that the server delivers in our hands, or finished?
@@ -153,11 +203,17 @@ class InFlight:
         acknowledged is acknowledged once more.
         """
         if entry_id in self._entries:
+            self.held.discard(entry_id)
             return True
         acknowledged = self._finished.get(entry_id)
+        if acknowledged is None:
+            acknowledged = self._finished_before.get(entry_id)
+        if acknowledged is None:
+            return False
+        self.held.discard(entry_id)
         if acknowledged:
             self._ask(entry_id)
-        return acknowledged is not None
+        return True
 
     async def change(self) -> None:
         """Wait until an entry leaves."""
@@ -170,7 +226,8 @@ class InFlight:
         Raises:
             RedisError, OSError: the one try failed.
         """
-        known = self._ask(entry_id)
+        known = self._waiting.get(entry_id) or anyio.Event()
+        self._ask(entry_id, known)
         if self._running:
             await known.wait()
         # Also where ``run`` ended while we waited.
@@ -187,9 +244,10 @@ class InFlight:
         self._running = True
         try:
             while True:
-                self._asked = anyio.Event()
                 if not self._waiting:
+                    self._asked = anyio.Event()
                     await self._asked.wait()
+                    self._asked = None
                 try:
                     await self._flush()
                 except (RedisError, OSError) as error:
@@ -199,33 +257,43 @@ class InFlight:
         finally:
             self._running = False
             for known in self._waiting.values():
-                known.set()
+                if known is not None:
+                    known.set()
+
+    async def flush(self) -> None:
+        """Send what waits to be acknowledged, once. Raises redis-py's errors, and OSError."""
+        await self._flush()
 
     async def renew(self) -> None:
-        """Extend the claims on all entries in flight. Raises redis-py's errors."""
+        """Extend the claims on all entries here. Raises redis-py's errors."""
         stream, group, name = self._member.stream, self._member.group, self._member.name
-        ids = sorted(self._entries)
+        ids = sorted(self._entries | self.held)
         lost: set[str] = set()
         for start in range(0, len(ids), _GROUP):
             some = ids[start : start + _GROUP]
             lost.update(await scripts.renew_claims(self._client, stream, group, name, some))
         # Some may have been finished meanwhile.
-        fresh = (lost & self._entries) - self._waiting.keys() - self._claims_lost
+        still_here = lost & (self._entries | self.held)
+        fresh = still_here - self._waiting.keys() - self._claims_lost
         if fresh:
             self._claims_lost |= fresh
             self._on_event("claims_lost", {"stream": stream, "entries": " ".join(sorted(fresh))})
 
-    def _ask(self, entry_id: str) -> anyio.Event:
-        self._asked.set()
-        return self._waiting.setdefault(entry_id, anyio.Event())
+    def _ask(self, entry_id: str, known: anyio.Event | None = None) -> None:
+        if known is not None or entry_id not in self._waiting:
+            self._waiting[entry_id] = known
+        if self._asked is not None:
+            self._asked.set()
 
     async def _flush(self) -> None:
         """Send what waits, in groups. What isn't known to have arrived waits on."""
         stream, group, delete = self._member.stream, self._member.group, self._member.delete
         async with self._sending:
-            while some := list(self._waiting)[:_GROUP]:
+            while some := list(islice(self._waiting, _GROUP)):
                 await scripts.ack(self._client, stream, group, some, delete=delete)
                 self.acknowledged += len(some)
                 for entry_id in some:
-                    self.finish(entry_id, acknowledged=True)
-                    self._waiting.pop(entry_id).set()
+                    known = self._waiting.pop(entry_id)
+                    if known is not None:
+                        self.finish(entry_id, acknowledged=True)
+                        known.set()

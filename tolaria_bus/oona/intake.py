@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import anyio
@@ -28,6 +29,8 @@ from tolaria_bus.oona.scripts import Entry
 from tolaria_bus.oona.trust import KeyRing
 
 _SHOWN: Final = 20  # ids in an event
+_OPENING_SECONDS: Final = 0.002
+"""Entries are opened for so long before the first of them is handed over."""
 
 
 class Intake:
@@ -46,6 +49,7 @@ class Intake:
         max_deliveries: How often an entry may kill its process.
         on_event: Told what happens.
         clock: Nanoseconds since the epoch.
+        monotonic: Seconds.
 
     Attributes:
         handed_over: Entries given to the handler.
@@ -65,6 +69,7 @@ class Intake:
         max_deliveries: int,
         on_event: OnEvent,
         clock: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.handed_over = 0
         self.lost = 0
@@ -75,9 +80,11 @@ class Intake:
         self._opener = opener
         self._ring = ring
         self._accept = frozenset(accept)
+        self._only = next(iter(self._accept)) if len(self._accept) == 1 else None
         self._max_deliveries = max_deliveries
         self._on_event = on_event
         self._clock = clock
+        self._monotonic = monotonic
         self._begun = begun_key(member.stream, member.group)
         self._taken_on: set[str] = set()
         self._handover: Handover | None = None
@@ -102,34 +109,75 @@ class Intake:
                 self._in_flight.remove(received.entry_id)
         self._tasks = None
 
-    async def take(self, entry: Delivered) -> None:
-        """Do what has to be done with an entry.
+    async def take(self, entries: Sequence[Delivered]) -> None:
+        """Do what has to be done with entries, in their order, until stopped.
 
         Raises:
-            RedisError, OSError: it couldn't be; it is still pending, and to be read again.
+            RedisError, OSError: it couldn't be; those left are still pending, and to be read again.
         """
-        if self._in_flight.handed_out_before(entry.entry_id):
+        place = 0
+        while place < len(entries) and not self._stopped.is_set():
+            entry = entries[place]
+            if entry.redelivered:
+                await self._take_again(entry)
+                place += 1
+            else:
+                place += await self._take_new(entries, place)
+
+    async def _take_new(self, entries: Sequence[Delivered], start: int) -> int:
+        """Open new entries for a short time, then hand them over; how many were taken."""
+        until = self._monotonic() + _OPENING_SECONDS
+        judged: list[tuple[Delivered, Opened | Refused]] = []
+        for entry in islice(entries, start, None):
+            if entry.redelivered or (judged and self._monotonic() > until):
+                break
+            try:
+                judged.append((entry, self._open(entry)))
+            except Refused as refused:
+                judged.append((entry, refused))
+        self._opener.save_nonces()
+        for entry, opened in judged:
+            if self._stopped.is_set():
+                break
+            if self._is_done_with(entry):
+                continue
+            if type(opened) is Opened:
+                await self._hand_over(entry, opened)
+            elif isinstance(opened, Refused):
+                await self._bury_entry(entry, opened.reason, opened.detail)
+        # Others get the event loop: an alert doesn't wait for commands to be opened.
+        await anyio.lowlevel.checkpoint()
+        return len(judged)
+
+    async def _take_again(self, entry: Delivered) -> None:
+        """An entry that was delivered before may be one that kills: it is marked as begun."""
+        if self._is_done_with(entry):
             return
-        if not entry.fields:
-            self.gone([entry.entry_id])
-            self._in_flight.acknowledge_soon(entry.entry_id)
+        await self._forget_marks()
+        begun = await self._mark(entry.entry_id)
+        if begun >= self._max_deliveries:
+            text = f"its handling was begun {begun} times and killed the process each time"
+            await self._bury_entry(entry, "fatal", text)
             return
-        if entry.redelivered:
-            await self._forget_marks()
-            begun = await self._mark(entry.entry_id)
-            if begun >= self._max_deliveries:
-                text = f"its handling was begun {begun} times and killed the process each time"
-                await self._bury_entry(entry, "fatal", text)
-                return
         try:
             opened = self._open(entry)
+            self._opener.save_nonces()
         except Refused as refused:
             await self._bury_entry(entry, refused.reason, refused.detail)
             return
         await self._hand_over(entry, opened)
-        if entry.redelivered:
-            self._taken_on.add(entry.entry_id)
-            await self._forget_marks()
+        self._taken_on.add(entry.entry_id)
+        await self._forget_marks()
+
+    def _is_done_with(self, entry: Delivered) -> bool:
+        """Was it handed out before, or deleted while it was pending?"""
+        if self._in_flight.handed_out_before(entry.entry_id):
+            return True
+        if not entry.fields:
+            self.gone([entry.entry_id])
+            self._in_flight.acknowledge_soon(entry.entry_id)
+            return True
+        return False
 
     def gone(self, entry_ids: Sequence[str]) -> None:
         """Entries were deleted while they were pending: count and tell."""
@@ -163,9 +211,8 @@ class Intake:
         self._in_flight.finish(received.entry_id, acknowledged=False)
 
     def _open(self, entry: Delivered) -> Opened:
-        only = next(iter(self._accept)) if len(self._accept) == 1 else None
         opened = self._opener.open(
-            self._member.stream, entry.entry_id, entry.fields, json_type=only
+            self._member.stream, entry.entry_id, entry.fields, json_type=self._only
         )
         if opened.message_type not in self._accept:
             wanted = " or ".join(short_name(BusMessageType, kind) for kind in sorted(self._accept))
@@ -176,20 +223,9 @@ class Intake:
     async def _hand_over(self, entry: Delivered, opened: Opened) -> None:
         if self._handover is None:
             raise RuntimeError("the consumer isn't running")
-        self._in_flight.add(entry.entry_id)
-        self.handed_over += 1
-        await self._handover.hand(
-            Received(
-                stream=self._member.stream,
-                group=self._member.group,
-                entry_id=entry.entry_id,
-                opened=opened,
-                fields=entry.fields,
-                deliveries=entry.deliveries,
-                redelivered=entry.redelivered,
-                _owner=self,
-            )
-        )
+        if self._in_flight.add(entry.entry_id):
+            self.handed_over += 1
+            await self._handover.hand(Received(self._member, entry, opened, self))
 
     async def _mark(self, entry_id: str) -> int:
         """Say on the server that the handling of an entry begins; how often that was said."""

@@ -10,7 +10,7 @@ use theirs up.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NoReturn, get_args
 
 from google.protobuf.message import DecodeError, Message
 
@@ -24,15 +24,16 @@ from tolaria_bus.leyline.codec import (
     message_type,
     parse_enum,
 )
-from tolaria_bus.oona.by_hand import date, derived_id, identify, read_by_hand
+from tolaria_bus.oona.by_hand import date, derived_id, identify, read_by_hand, undated
 from tolaria_bus.oona.sealing import JSON, PAYLOAD, SIGNATURE
 from tolaria_bus.oona.trust import (
     FRESH_AHEAD_MS,
     FRESH_BACK_MS,
     NONCE_BYTES,
+    EntryId,
+    Key,
     KeyRing,
     NonceWindow,
-    made_with,
     parse_entry_id,
 )
 
@@ -40,6 +41,10 @@ RefusedReason = Literal[
     "malformed", "oversize", "type", "signature", "stale", "future", "replay", "audience"
 ]
 REFUSED_REASONS: Final[tuple[str, ...]] = get_args(RefusedReason)
+
+_BACK_NS: Final = FRESH_BACK_MS * 1_000_000
+_AHEAD_NS: Final = FRESH_AHEAD_MS * 1_000_000
+_PRIORITIES: Final = frozenset(MessagePriority.values())
 
 
 class Refused(Exception):
@@ -52,24 +57,56 @@ class Refused(Exception):
         """One sentence for people, naming the field and the value."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Opened:
-    """One entry that may be used."""
+    """One entry that may be used. What isn't asked for isn't worked out.
+
+    Attributes:
+        message: What it carries, with the time of issue filled in where its sender left it out.
+        envelope: What it came in.
+        issued_at_ns: When it was sealed; where the sender doesn't say, when the server took it.
+    """
 
     message: Message
-    message_type: BusMessageType.ValueType
-    payload: bytes
-    """The bytes of ``message``, with whatever was filled in for its sender."""
-    digest: bytes
-    """SHA-256 of the message as its sender wrote it, without a time filled in here: equal for the
-    same command sent twice."""
-    priority: MessagePriority.ValueType
-    source: str
-    message_id: str
-    correlation_id: str
-    issued_at_ns: int
-    """When it was sealed; where the sender doesn't say, when the server took it."""
     envelope: BusEnvelope
+    issued_at_ns: int
+    _sent: bytes | None = None  # the message's bytes, where they are not those of ``message``
+
+    @property
+    def message_type(self) -> BusMessageType.ValueType:
+        """What ``message`` is."""
+        return self.envelope.message_type
+
+    @property
+    def payload(self) -> bytes:
+        """The bytes of ``message``, with whatever was filled in for its sender."""
+        return encode(self.message)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the message as its sender wrote it: equal for the same command sent twice."""
+        sent = encode(self.message) if self._sent is None else self._sent
+        return hashlib.sha256(sent).digest()
+
+    @property
+    def priority(self) -> MessagePriority.ValueType:
+        """The sender's; NORMAL where it doesn't say."""
+        return self.envelope.priority or MessagePriority.MESSAGE_PRIORITY_NORMAL
+
+    @property
+    def source(self) -> str:
+        """Who sent it."""
+        return self.envelope.source
+
+    @property
+    def message_id(self) -> str:
+        """The same at every attempt to send."""
+        return self.envelope.message_id
+
+    @property
+    def correlation_id(self) -> str:
+        """What it answers."""
+        return self.envelope.correlation_id
 
 
 class Opener:
@@ -95,7 +132,9 @@ class Opener:
     ) -> None:
         self._ring = ring
         self._nonces = nonces
-        self._compat_secret = compat_secret
+        self._compat_key = None if compat_secret is None else Key(compat_secret)
+        self.signed = ring.enabled or compat_secret is not None
+        """Whether only signed entries are taken."""
         self._allow_json = allow_json
         self._server_now_ms = server_now_ms
 
@@ -119,155 +158,145 @@ class Opener:
         Raises:
             Refused: the entry can't be used.
         """
+        name = entry_id.decode("ascii", "replace") if isinstance(entry_id, bytes) else entry_id
         try:
-            entry = entry_id.decode("ascii", "replace") if isinstance(entry_id, bytes) else entry_id
-            entry_ms = self._entry_ms(entry)
-            if not fields:
-                raise Refused("malformed", "the entry has no fields")
-            if PAYLOAD in fields:
-                return self._open_payload(stream, entry, entry_ms, fields)
-            if JSON in fields:
-                return self._open_json(stream, entry, entry_ms, fields[JSON], json_type)
-            raise Refused("malformed", "the entry has neither payload nor json")
-        except CodecError as error:
-            raise Refused(error.reason, error.detail) from None
-
-    def _entry_ms(self, entry_id: str) -> int:
-        try:
-            milliseconds, _ = parse_entry_id(entry_id)
+            entry = parse_entry_id(name)
         except ValueError as error:
             raise Refused("malformed", str(error)) from None
         now = self._server_now_ms()
-        # Such an id would move the end of every window of this stream.
-        if now is not None and milliseconds > now + FRESH_AHEAD_MS:
-            ahead = (milliseconds - now) / 1000
-            raise Refused("future", f"entry id {entry_id} is {ahead:.1f} s ahead of the server")
-        return milliseconds
+        if now is not None and entry[0] > now + FRESH_AHEAD_MS:
+            _refuse_entry_ahead(name, entry[0] - now)
+        if not fields:
+            raise Refused("malformed", "the entry has no fields")
+        try:
+            payload = fields.get(PAYLOAD)
+            if payload is not None:
+                return self._open_payload(stream, entry, payload, fields.get(SIGNATURE))
+            if JSON in fields:
+                return self._open_json(stream, name, entry, fields[JSON], json_type)
+        except CodecError as error:
+            raise Refused(error.reason, error.detail) from None
+        raise Refused("malformed", "the entry has neither payload nor json")
+
+    def save_nonces(self) -> None:
+        """See to it that a restart knows what was opened: to be called before it is used."""
+        if self._nonces is not None:
+            self._nonces.flush()
 
     def _open_payload(
-        self, stream: str, entry_id: str, entry_ms: int, fields: Mapping[bytes, bytes]
+        self, stream: str, entry: EntryId, payload: bytes, signature: bytes | None
     ) -> Opened:
-        payload = fields[PAYLOAD]
         check_size(BusEnvelope, len(payload))
-        envelope = BusEnvelope()
         try:
-            envelope.ParseFromString(payload)
+            envelope = BusEnvelope.FromString(payload)
         except DecodeError as error:
             raise Refused("malformed", f"not a BusEnvelope: {error}") from None
-        complete = not _only_compat_fields(envelope)
+        # The key's id decides in nearly every case, and is cheap to look at.
+        complete = bool(envelope.key_id) or not _only_compat_fields(envelope)
+        trusted = self.signed and complete
         if self.signed:
-            self._verify(envelope, complete, payload, fields.get(SIGNATURE))
-        _check_audience(envelope, stream, required=self.signed and complete)
-        if envelope.issued_at_ns or (self.signed and complete):
-            _check_fresh(envelope.issued_at_ns, entry_ms)
+            self._verify(envelope, complete, payload, signature)
+        audience = envelope.audience
+        if audience != stream and (audience or trusted):
+            _refuse_audience(audience, stream)
+        entry_ns = entry[0] * 1_000_000
+        issued_at_ns = envelope.issued_at_ns
+        if issued_at_ns or trusted:
+            delay = entry_ns - issued_at_ns
+            if not -_AHEAD_NS <= delay <= _BACK_NS:
+                _refuse_delay(delay)
         message = decode(envelope.payload, message_class(envelope.message_type))
-        if isinstance(message, AdaptationCommand) and not message.command_id:
+        if type(message) is AdaptationCommand and not message.command_id:
             raise Refused("malformed", "AdaptationCommand.command_id is empty")
-        priority = _priority(envelope)
-        if self.signed and complete:
-            self._check_nonce(envelope.nonce, stream, entry_id)
-        return _opened(message, envelope, priority, envelope.issued_at_ns or entry_ms * 1_000_000)
+        if envelope.priority not in _PRIORITIES:
+            _refuse_priority(envelope.priority)
+        if trusted:
+            self._check_nonce(envelope.nonce, stream, entry)
+        if undated(message):
+            return _dated(message, envelope, issued_at_ns or entry_ns)
+        return Opened(message, envelope, issued_at_ns or entry_ns)
 
     def _open_json(
-        self, stream: str, entry_id: str, entry_ms: int, text: bytes, json_type: int | None
+        self, stream: str, name: str, entry: EntryId, text: bytes, json_type: int | None
     ) -> Opened:
         if self.signed:
             raise Refused("signature", "an entry with json is not signed, and signing is on")
         if not self._allow_json:
             raise Refused("type", "entries with json are not taken here")
         message = read_by_hand(text, stream, json_type)
-        identify(message, stream, entry_id)
+        identify(message, stream, name)
         envelope = BusEnvelope(
             message_type=message_type(message),
             payload=encode(message),
-            message_id=derived_id(stream, entry_id),
+            message_id=derived_id(stream, name),
             source=message.issued_by if isinstance(message, AdaptationCommand) else "",
             audience=stream,
         )
-        return _opened(message, envelope, _priority(envelope), entry_ms * 1_000_000)
-
-    @property
-    def signed(self) -> bool:
-        """Whether only signed entries are taken."""
-        return self._ring.enabled or self._compat_secret is not None
+        issued_at_ns = entry[0] * 1_000_000
+        if undated(message):
+            return _dated(message, envelope, issued_at_ns)
+        return Opened(message, envelope, issued_at_ns)
 
     def _verify(
         self, envelope: BusEnvelope, complete: bool, payload: bytes, signature: bytes | None
     ) -> None:
         if signature is None:
             raise Refused("signature", "the entry is not signed, and signing is on")
-        if not complete:
-            if self._compat_secret is None:
-                raise Refused("signature", "key_id is empty: envelopes of fields 1-3 are off")
-            good = made_with(self._compat_secret, payload, signature)
-        elif envelope.key_id in self._ring:
-            good = self._ring.verify(envelope.key_id, payload, signature)
+        if complete:
+            key = self._ring.get(envelope.key_id)
+        elif self._compat_key is not None:
+            key = self._compat_key
         else:
+            raise Refused("signature", "key_id is empty: envelopes of fields 1-3 are off")
+        if key is None:
             raise Refused("signature", f"key_id {envelope.key_id[:64]!r} is not in the key ring")
-        if not good:
+        if not key.made(payload, signature):
             raise Refused("signature", "the signature doesn't match the payload")
 
-    def _check_nonce(self, nonce: bytes, stream: str, entry_id: str) -> None:
+    def _check_nonce(self, nonce: bytes, stream: str, entry: EntryId) -> None:
         if len(nonce) != NONCE_BYTES:
             raise Refused("malformed", f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
-        if self._nonces is not None and not self._nonces.check(nonce, stream, entry_id):
+        if self._nonces is not None and not self._nonces.check(nonce, stream, entry):
             raise Refused("replay", "the nonce came in another entry before")
 
 
 def _only_compat_fields(envelope: BusEnvelope) -> bool:
-    # The key's id decides in nearly every case, and is cheap to look at.
-    return not envelope.key_id and all(field.number <= 3 for field, _ in envelope.ListFields())
+    return all(field.number <= 3 for field, _ in envelope.ListFields())
 
 
-def _check_audience(envelope: BusEnvelope, stream: str, *, required: bool) -> None:
-    if envelope.audience != stream and (envelope.audience or required):
-        detail = f"audience {envelope.audience[:200]!r} is not the stream {stream!r}"
-        raise Refused("audience", detail)
+def _refuse_entry_ahead(entry_id: str, ahead_ms: int) -> NoReturn:
+    # Such an id would move the end of every window of this stream.
+    detail = f"entry id {entry_id} is {ahead_ms / 1000:.1f} s ahead of the server"
+    raise Refused("future", detail)
 
 
-def _check_fresh(issued_at_ns: int, entry_ms: int) -> None:
-    delay = entry_ms * 1_000_000 - issued_at_ns
-    seconds = abs(delay) / 1e9
-    if delay > FRESH_BACK_MS * 1_000_000:
+def _refuse_audience(audience: str, stream: str) -> NoReturn:
+    detail = f"audience {audience[:200]!r} is not the stream {stream!r}"
+    raise Refused("audience", detail)
+
+
+def _refuse_delay(delay_ns: int) -> NoReturn:
+    seconds = abs(delay_ns) / 1e9
+    if delay_ns > 0:
         limit = FRESH_BACK_MS // 1000
         detail = f"sealed {seconds:.1f} s before the server took it; at most {limit} s"
         raise Refused("stale", detail)
-    if -delay > FRESH_AHEAD_MS * 1_000_000:
-        limit = FRESH_AHEAD_MS // 1000
-        detail = f"sealed {seconds:.1f} s after the server took it; at most {limit} s"
-        raise Refused("future", detail)
+    limit = FRESH_AHEAD_MS // 1000
+    raise Refused("future", f"sealed {seconds:.1f} s after the server took it; at most {limit} s")
 
 
-def _priority(envelope: BusEnvelope) -> MessagePriority.ValueType:
-    if not envelope.priority:
-        return MessagePriority.MESSAGE_PRIORITY_NORMAL
+def _refuse_priority(number: int) -> NoReturn:
     try:
-        parse_enum(MessagePriority, envelope.priority)
+        parse_enum(MessagePriority, number)
     except ValueError as error:
         raise Refused("malformed", f"BusEnvelope.priority: {error}") from None
-    return envelope.priority
+    raise AssertionError(number)
 
 
-def _opened(
-    message: Message,
-    envelope: BusEnvelope,
-    priority: MessagePriority.ValueType,
-    issued_at_ns: int,
-) -> Opened:
+def _dated(message: Message, envelope: BusEnvelope, issued_at_ns: int) -> Opened:
     sent = encode(message)
     try:
-        dated = date(message, issued_at_ns)
+        date(message, issued_at_ns)
     except ValueError as error:
         raise Refused("malformed", f"BusEnvelope.issued_at_ns: {error}") from None
-    return Opened(
-        message=message,
-        message_type=envelope.message_type,
-        payload=encode(message) if dated else sent,
-        digest=hashlib.sha256(sent).digest(),
-        priority=priority,
-        source=envelope.source,
-        message_id=envelope.message_id,
-        correlation_id=envelope.correlation_id,
-        issued_at_ns=issued_at_ns,
-        envelope=envelope,
-    )
+    return Opened(message, envelope, issued_at_ns, sent)

@@ -126,7 +126,8 @@ class Outbox:
             packet = Packet(
                 stream=stream,
                 priority=priority,
-                message_id=message_id or new_message_id(),
+                # Made up when it is first needed: not on the training thread, as a rule.
+                message_id=message_id or "",
                 correlation_id=correlation_id,
                 settlement=settlement,
                 durable=must if durable is None else durable,
@@ -232,6 +233,7 @@ class Outbox:
         self.spooled.ring()
 
     def _wrap(self, packet: Packet, message: Message) -> BusEnvelope:
+        packet.message_id = packet.message_id or new_message_id()
         return wrap(
             message,
             source=self._source,

@@ -1,10 +1,11 @@
 """Sends what the outbox holds: the emergency lane over a connection of its own, the rest in bulk.
 
 Whatever waits when a connection is free goes out in one round trip, so the batches grow with the
-load and a lone packet waits for nobody. Nothing is given up on an error. After a lost connection,
-or where the server refuses (out of memory, read-only after a failover), packets go back to the
-head of their lane and are tried again with a growing wait; only the outbox's bounds for LOW and
-NORMAL shed anything. Each packet keeps its message id over all attempts.
+load and a lone packet waits for nobody; while one batch is on its way, the next is sealed. Nothing
+is given up on an error. After a lost connection, or where the server refuses (out of memory,
+read-only after a failover), packets go back to the head of their lane and are tried again with a
+growing wait; only the outbox's bounds for LOW and NORMAL shed anything. Each packet keeps its
+message id over all attempts, and a durable one is written once for all of them.
 
 Events: those of :class:`Attempts` for the connections ``bulk`` and ``emergency``; ``fenced``
 (holder), ``unsendable`` (stream, message_id, error), ``shed`` (low, normal), ``unspooled``
@@ -14,7 +15,9 @@ Events: those of :class:`Attempts` for the connections ``bulk`` and ``emergency`
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
@@ -30,7 +33,7 @@ from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import OnEvent, log_event, reason_of
 from tolaria_bus.oona.lanes import Bell, Lane, Packet
 from tolaria_bus.oona.outbox import Outbox
-from tolaria_bus.oona.sending import Report, Sender
+from tolaria_bus.oona.sending import Batch, GiveWay, Report, Sender
 from tolaria_bus.oona.trust import KeyRing
 
 BATCH: Final = 256
@@ -85,11 +88,23 @@ class Publisher:
         self._scope = anyio.CancelScope()
         self._progress = anyio.Event()
         lengths = lengths or {}
+        self._sending_alerts = False
+        self._give_way = GiveWay(lambda: self._sending_alerts or bool(outbox.emergency))
         self._senders = {
             name: Sender(
-                client, outbox, ring, token=token, lengths=lengths, copies=copies, clock=clock
+                client,
+                outbox,
+                ring,
+                token=token,
+                lengths=lengths,
+                copies=copies,
+                give_way=way,
+                clock=clock,
             )
-            for name, client in (("bulk", bulk), ("emergency", emergency))
+            for name, client, way in (
+                ("bulk", bulk, self._give_way),
+                ("emergency", emergency, None),
+            )
         }
 
     async def run(self) -> None:
@@ -118,9 +133,12 @@ class Publisher:
                 self._outbox.release_folded(everything=True)
                 if self._outbox.depth == 0:
                     break
-                self._progress = anyio.Event()
-                await self._progress.wait()
+                await self.progress()
         return self._outbox.depth
+
+    async def progress(self) -> None:
+        """Wait for the next batch to be answered, whatever the answer."""
+        await self._progress.wait()
 
     def stop(self) -> None:
         """End ``run``."""
@@ -128,34 +146,68 @@ class Publisher:
 
     async def _pump(self, name: str, lane: Lane) -> None:
         attempts = Attempts(name, self._on_event)
+        sender = self._senders[name]
         with _Sleeper(lane.bell) as sleeper:
             while True:
-                batch = self._outbox.take(lane, self._batch)
-                if not batch:
+                packets = self._outbox.take(lane, self._batch)
+                if not packets:
                     await sleeper.sleep_unless(lambda: bool(lane))
                     continue
-                wait = await self._attempt(name, lane, batch, attempts)
-                self._progress.set()
+                wait = await self._send_all(name, lane, packets, sender, attempts)
                 if wait:
                     await anyio.sleep(wait)
 
+    async def _send_all(
+        self, name: str, lane: Lane, packets: list[Packet], sender: Sender, attempts: Attempts
+    ) -> float:
+        """Send these and what else waits, one batch on its way while the next is sealed.
+
+        Returns:
+            Seconds to wait before the next try; 0 when the lane is empty.
+        """
+        out = deque([packets])
+        try:
+            batch = await sender.seal(packets)
+            while True:
+                sealed: list[Batch] = []
+                if lane:
+                    out.append(self._outbox.take(lane, self._batch))
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(_seal, sender, out[-1], sealed)
+                        wait = await self._attempt(name, lane, sender, batch, attempts)
+                else:
+                    wait = await self._attempt(name, lane, sender, batch, attempts)
+                self._progress.set()
+                self._progress = anyio.Event()
+                if wait or not sealed:
+                    return wait
+                out.popleft()
+                (batch,) = sealed
+        finally:
+            # The later ones first, so that they end up behind the earlier ones.
+            for some in reversed(out):
+                self._outbox.give_back(lane, some)
+
     async def _attempt(
-        self, name: str, lane: Lane, batch: Sequence[Packet], attempts: Attempts
+        self, name: str, lane: Lane, sender: Sender, batch: Batch, attempts: Attempts
     ) -> float:
         """Send a batch once; seconds to wait before the next."""
+        alerts = lane is self._outbox.emergency
         try:
-            report = await self._senders[name].send(batch)
+            self._sending_alerts |= alerts
+            report = await sender.send(batch)
         except (RedisError, OSError) as error:
             self.connected[name] = False
             return attempts.failed(error)
-        else:
-            self._tell(report)
-            self.connected[name] = report.unreached is None
-            if report.unreached is not None:
-                return attempts.failed(report.unreached)
-            return attempts.answered(report.refused)
         finally:
-            self._outbox.give_back(lane, batch)
+            if alerts:
+                self._sending_alerts = False
+                self._give_way.gone()
+        self._tell(report)
+        self.connected[name] = report.unreached is None
+        if report.unreached is not None:
+            return attempts.failed(report.unreached)
+        return attempts.answered(report.refused)
 
     def _tell(self, report: Report) -> None:
         for packet, error in report.unsendable:
@@ -205,16 +257,21 @@ class Publisher:
                 self._on_event("unspooled", {"packets": str(told_unspooled)})
 
 
+async def _seal(sender: Sender, packets: Sequence[Packet], sealed: list[Batch]) -> None:
+    sealed.append(await sender.seal(packets))
+
+
 class _Sleeper:
     """Sleeps in the event loop until a bell rings in any thread."""
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._event = anyio.Event()
 
     def __enter__(self) -> _Sleeper:
-        self._bell.attach(self._wake_from_thread)
+        self._bell.attach(self._wake)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -227,8 +284,11 @@ class _Sleeper:
         if not ready():
             await self._event.wait()
 
-    def _wake_from_thread(self) -> None:
-        self._loop.call_soon_threadsafe(self._wake)
-
     def _wake(self) -> None:
+        if threading.get_ident() == self._thread:
+            self._event.set()
+        else:
+            self._loop.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
         self._event.set()

@@ -9,7 +9,7 @@ from typing import Final
 from google.protobuf.message import Message
 
 from tolaria_bus.leyline import BusEnvelope, MessagePriority
-from tolaria_bus.leyline.codec import encode, message_type
+from tolaria_bus.leyline.codec import check_size, encode, message_type
 from tolaria_bus.oona.trust import NONCE_BYTES, KeyRing
 
 SCHEMA_VERSION: Final = 1
@@ -36,15 +36,17 @@ def wrap(
     Raises:
         CodecError: the message is too large or of no type that travels on the bus.
     """
-    return BusEnvelope(
-        message_type=message_type(message),
-        payload=encode(message),
-        message_id=new_message_id() if message_id is None else message_id,
-        source=source,
-        priority=priority,
-        correlation_id=correlation_id,
-        schema_version=SCHEMA_VERSION,
-    )
+    # Set one by one: keyword arguments take protobuf three times as long.
+    envelope = BusEnvelope()
+    envelope.message_type = message_type(message)
+    envelope.payload = encode(message)
+    envelope.message_id = new_message_id() if message_id is None else message_id
+    envelope.source = source
+    envelope.priority = priority
+    envelope.schema_version = SCHEMA_VERSION
+    if correlation_id:
+        envelope.correlation_id = correlation_id
+    return envelope
 
 
 def seal_envelope(
@@ -72,7 +74,8 @@ def seal_envelope(
     envelope.nonce = os.urandom(NONCE_BYTES)
     envelope.audience = stream
     envelope.key_id = ring.signing_key
-    payload = encode(envelope)
+    payload = envelope.SerializeToString()
+    check_size(BusEnvelope, len(payload))
     if not ring.enabled:
         return {PAYLOAD: payload}
     return {PAYLOAD: payload, SIGNATURE: ring.sign(payload)[1]}

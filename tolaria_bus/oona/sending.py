@@ -1,9 +1,12 @@
 """Many packets, one round trip: commands in, replies out, each packet's fate told to the outbox.
 
-A packet that answers an entry finishes that entry as well. Where both are in the slot of the run,
-one script does the two; it also refuses when a newer worker has the run, and adds nothing for a
-message that an earlier attempt has written. For an entry in another slot the message comes first
-and the acknowledgement after its reply; a crash between the two repeats both, to the same end.
+A durable packet is written once, however often it has to be sent: its message id is remembered in
+the slot of its stream. One that answers an entry finishes that entry as well. Where both are in the
+slot of the run, one script does the two; it also refuses when a newer worker has the run. For an
+entry in another slot the message comes first and the acknowledgement after its reply; a crash
+between the two repeats both, to the same end.
+
+Sealing is apart from sending, so that a batch is sealed while the one before is on its way.
 """
 
 from __future__ import annotations
@@ -11,13 +14,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tolaria_bus.leyline.codec import CodecError
@@ -26,17 +29,53 @@ from tolaria_bus.oona.events import reason_of
 from tolaria_bus.oona.lanes import Packet
 from tolaria_bus.oona.lease import fence_key
 from tolaria_bus.oona.outbox import Outbox
-from tolaria_bus.oona.scripts import Entry, queue_append, queue_settle, settle_reply
+from tolaria_bus.oona.scripts import (
+    Argument,
+    Entry,
+    append_command,
+    append_once_command,
+    settle_command,
+    settle_reply,
+)
 from tolaria_bus.oona.sealing import seal_envelope
+from tolaria_bus.oona.streams import settled_of
 from tolaria_bus.oona.trust import KeyRing
 
 STREAM_LENGTH: Final = 100_000
 """Entries kept in a stream for which nothing else is said."""
 
 _SEALED_AT_ONCE: Final = 32
-"""Between so many, others get the event loop: an alert doesn't wait for bulk to be signed."""
+"""Between so many, others get the event loop."""
 
-_Sealed = tuple[Packet, dict[bytes, bytes]]
+
+class GiveWay:
+    """Lets an alert go first: while one is on its way, bulk isn't sealed, for a moment at a time.
+
+    Signing a batch takes longer than an alert's way to the server; and each turn of the event loop
+    that the alert needs would be one after another piece of that batch.
+
+    Args:
+        urgent: Is there something that has to go first?
+        seconds: Wait no longer than this, each time: an emergency doesn't stop telemetry.
+    """
+
+    def __init__(self, urgent: Callable[[], bool], seconds: float = 0.002) -> None:
+        self.urgent = urgent
+        self._seconds = seconds
+        self._gone = anyio.Event()
+
+    def gone(self) -> None:
+        """What was urgent is on its stream."""
+        self._gone.set()
+        self._gone = anyio.Event()
+
+    async def wait(self) -> None:
+        """Until then, or until the time is up."""
+        with anyio.move_on_after(self._seconds):
+            await self._gone.wait()
+
+
+_Fields = dict[bytes, bytes]
 
 
 @dataclass
@@ -56,12 +95,27 @@ class Report:
     unreached: Exception | None = None
 
     def refuse(self, error: Exception) -> None:
-        """Count the refusal of a packet, or the absence of who could have taken it."""
+        """Count the refusal of a packet, or tell that nobody was there to take it."""
         if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
             self.unreached = error
             return
         text = reason_of(error)
         self.refused[text] = self.refused.get(text, 0) + 1
+
+
+@dataclass
+class Batch:
+    """Packets that are sealed and not sent yet.
+
+    Attributes:
+        packets: All of them, in the order in which they were taken, the unsendable ones too.
+        jobs: What goes out in one command each.
+        unsendable: Packets that can never be sent, with the reason.
+    """
+
+    packets: Sequence[Packet]
+    jobs: list[list[tuple[Packet, _Fields]]] = field(default_factory=list)
+    unsendable: list[tuple[Packet, str]] = field(default_factory=list)
 
 
 class Sender:
@@ -74,6 +128,7 @@ class Sender:
         token: The fencing token of our lease; ``None``: outcomes aren't fenced.
         lengths: Length limit by stream key; others get ``STREAM_LENGTH``.
         copies: What durable packets wait for; ``None``: the server's reply is enough.
+        give_way: What goes before these packets; ``None``: nothing does.
         clock: Nanoseconds since the epoch.
     """
 
@@ -86,6 +141,7 @@ class Sender:
         token: int | None,
         lengths: Mapping[str, int],
         copies: Copies | None = None,
+        give_way: GiveWay | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._client = client
@@ -94,6 +150,7 @@ class Sender:
         self._token = token
         self._lengths = lengths
         self._copies = copies
+        self._give_way = give_way
         self._clock = clock
         streams, run = outbox.streams, outbox.run
         self._outcomes = streams.outcomes(run)
@@ -101,43 +158,10 @@ class Sender:
         self._fence = fence_key(streams, run)
         self._slot = hash_tag(self._settled)
 
-    async def send(self, packets: Sequence[Packet]) -> Report:
-        """Send; packets that the server has are ``done`` afterwards, also after an error.
-
-        Raises:
-            RedisError, OSError: the connection failed; what isn't done may or may not have
-                arrived, and is sent again under the same message id.
-        """
-        report = Report()
-        jobs = self._jobs(await self._seal(packets, report))
-        pipe = self._client.pipeline(transaction=False)
-        for job in jobs:
-            self._queue(pipe, job)
-        copies = self._copies if any(packet.durable for packet in packets) else None
-        if copies is not None:
-            copies.ask(pipe)
-        replies = await pipe.execute(raise_on_error=False)
-        missing = copies.missing(replies.pop()) if copies is not None else None
-        waiting: list[Packet] = []
-        for job, reply in zip(jobs, replies, strict=True):
-            for packet, _ in job:
-                if isinstance(reply, Exception):
-                    report.refuse(reply)
-                elif self._is_scripted(packet) and (settled := settle_reply(reply)).fenced:
-                    report.holder = settled.holder
-                    self._outbox.leave(packet)
-                elif missing is not None and packet.durable:
-                    report.refuse(missing)
-                elif packet.settlement is not None and self._entry(packet) is None:
-                    waiting.append(packet)
-                else:
-                    self._outbox.delivered(packet)
-        if waiting:
-            await self._acknowledge(waiting, report)
-        return report
-
-    async def _seal(self, packets: Sequence[Packet], report: Report) -> list[_Sealed]:
-        sealed: list[_Sealed] = []
+    async def seal(self, packets: Sequence[Packet]) -> Batch:
+        """Seal packets for one attempt to send them, which should follow at once."""
+        batch = Batch(packets)
+        groups: dict[tuple[str, bool], list[tuple[Packet, _Fields]]] = {}
         for place, packet in enumerate(packets, start=1):
             try:
                 envelope = self._outbox.envelope(packet)
@@ -145,36 +169,86 @@ class Sender:
                     envelope, stream=packet.stream, ring=self._ring, clock=self._clock
                 )
             except (CodecError, DecodeError) as error:
-                report.unsendable.append((packet, reason_of(error)))
+                batch.unsendable.append((packet, reason_of(error)))
+                continue
+            if self._settles(packet):
+                batch.jobs.append([(packet, fields)])
+            else:
+                key = packet.stream, packet.durable
+                group = groups.get(key)
+                if group is None:
+                    group = groups[key] = []
+                    batch.jobs.append(group)
+                group.append((packet, fields))
+            if self._give_way is not None and self._give_way.urgent():
+                await self._give_way.wait()
+            elif place % _SEALED_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
+        return batch
+
+    async def send(self, batch: Batch) -> Report:
+        """Send; packets that the server has are ``done`` afterwards, also after an error.
+
+        Raises:
+            RedisError, OSError: the connection failed; what isn't done may or may not have
+                arrived, and is sent again under the same message id.
+        """
+        report = Report(unsendable=batch.unsendable)
+        for packet, _ in batch.unsendable:
+            self._outbox.leave(packet)
+        if not batch.jobs:
+            return report
+        commands = [self._command(job) for job in batch.jobs]
+        copies = self._copies if any(job[0][0].durable for job in batch.jobs) else None
+        if copies is not None:
+            commands.append(copies.command())
+        replies = await self._ask(commands)
+        missing = copies.missing(replies.pop()) if copies is not None else None
+        waiting: list[Packet] = []
+        for job, reply in zip(batch.jobs, replies, strict=True):
+            if isinstance(reply, Exception):
+                for _ in job:
+                    report.refuse(reply)
+                continue
+            packet, _ = job[0]
+            if self._settles(packet) and (settled := settle_reply(reply)).fenced:
+                report.holder = settled.holder
                 self._outbox.leave(packet)
                 continue
-            sealed.append((packet, fields))
-            if place % _SEALED_AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
-        return sealed
+            if missing is not None and packet.durable:
+                for _ in job:
+                    report.refuse(missing)
+                continue
+            for packet, _ in job:
+                if packet.settlement is not None and self._entry(packet) is None:
+                    waiting.append(packet)
+                else:
+                    self._outbox.delivered(packet)
+        if waiting:
+            await self._acknowledge(waiting, report)
+        return report
 
-    def _jobs(self, sealed: Sequence[_Sealed]) -> list[list[_Sealed]]:
-        """What goes out in one command each: an outcome alone, of others all for one stream."""
-        jobs: list[list[_Sealed]] = []
-        by_stream: dict[str, list[_Sealed]] = {}
-        for packet, fields in sealed:
-            if self._is_scripted(packet):
-                jobs.append([(packet, fields)])
-            elif packet.stream in by_stream:
-                by_stream[packet.stream].append((packet, fields))
-            else:
-                by_stream[packet.stream] = [(packet, fields)]
-                jobs.append(by_stream[packet.stream])
-        return jobs
+    async def _ask(self, commands: Sequence[list[Argument]]) -> list[Any]:
+        """Send commands in one round trip; replies, the server's refusals among them."""
+        if len(commands) == 1:
+            # Without a pipeline a lone packet gets there sooner.
+            try:
+                return [await self._client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
+            except ResponseError as error:
+                return [error]
+        pipe = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        return await pipe.execute(raise_on_error=False)
 
-    def _queue(self, pipe: Pipeline, job: Sequence[_Sealed]) -> None:
+    def _command(self, job: Sequence[tuple[Packet, _Fields]]) -> list[Argument]:
         packet, fields = job[0]
-        keep = self._lengths.get(packet.stream, STREAM_LENGTH)
-        if self._is_scripted(packet):
-            queue_settle(
-                pipe,
+        stream = packet.stream
+        keep = self._lengths.get(stream, STREAM_LENGTH)
+        if self._settles(packet):
+            return settle_command(
                 fields,
-                stream=packet.stream,
+                stream=stream,
                 settled=self._settled,
                 fence=self._fence,
                 message_id=packet.message_id,
@@ -182,10 +256,12 @@ class Sender:
                 entry=self._entry(packet),
                 keep=keep,
             )
-        else:
-            queue_append(pipe, packet.stream, [fields for _, fields in job], keep=keep)
+        if packet.durable:
+            entries = [(packet.message_id, fields) for packet, fields in job]
+            return append_once_command(stream, settled_of(stream), entries, keep=keep)
+        return append_command(stream, [fields for _, fields in job], keep=keep)
 
-    def _is_scripted(self, packet: Packet) -> bool:
+    def _settles(self, packet: Packet) -> bool:
         """Does it go through settle.lua? Every outcome does, with or without an entry."""
         answers = packet.settlement is not None or packet.stream == self._outcomes
         return answers and hash_tag(packet.stream) == self._slot
@@ -193,7 +269,7 @@ class Sender:
     def _entry(self, packet: Packet) -> Entry | None:
         """The entry that the script finishes; ``None`` if there is none, or in another slot."""
         settlement = packet.settlement
-        if settlement is None or not self._is_scripted(packet):
+        if settlement is None or not self._settles(packet):
             return None
         if hash_tag(settlement.stream) != self._slot:
             return None
@@ -201,12 +277,10 @@ class Sender:
 
     async def _acknowledge(self, packets: Sequence[Packet], report: Report) -> None:
         """Finish the entries of packets that are on their streams, in other slots than these."""
-        pipe = self._client.pipeline(transaction=False)
-        for packet in packets:
-            if packet.settlement is not None:
-                entry = packet.settlement
-                pipe.execute_command("XACK", entry.stream, entry.group, entry.entry_id)
-        replies = await pipe.execute(raise_on_error=False)
+        entries = [packet.settlement for packet in packets if packet.settlement is not None]
+        replies = await self._ask(
+            [["XACK", entry.stream, entry.group, entry.entry_id] for entry in entries]
+        )
         for packet, reply in zip(packets, replies, strict=True):
             if isinstance(reply, Exception):
                 report.refuse(reply)

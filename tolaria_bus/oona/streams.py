@@ -38,6 +38,14 @@ def dead_letters_of(stream: str) -> str:
     return f"{stream.split(':{', 1)[0]}:{{{run}}}:dead"
 
 
+def settled_of(stream: str) -> str:
+    """Return the key of the message ids already written to a stream, in the same slot."""
+    run = run_of(stream)
+    if run is None:
+        return f"{{{stream}}}:settled"
+    return f"{stream.split(':{', 1)[0]}:{{{run}}}:settled"
+
+
 def run_of(stream: str) -> str | None:
     """Return the run that a key belongs to, or ``None`` for a shared one."""
     found = _RUN_KEY.fullmatch(stream)

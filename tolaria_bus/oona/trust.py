@@ -9,7 +9,6 @@ import os
 import re
 import struct
 from collections import deque
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, Self
@@ -20,28 +19,40 @@ FRESH_AHEAD_MS: Final = 5_000
 """How far a sender's clock may be ahead of the server's."""
 NONCE_BYTES: Final = 16
 
-_ENTRY_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
+_DIGITS: Final = 20  # of a 64-bit number
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logging.getLogger(__name__)
 
 
-def signature_of(secret: bytes, payload: bytes) -> bytes:
-    """Return the base64 HMAC-SHA256 of ``payload``, as it stands in an entry."""
-    return base64.b64encode(hmac.digest(secret, payload, "sha256"))
+class Key:
+    """A secret that signs and verifies, made ready once: most of an HMAC's time is its set-up."""
 
+    def __init__(self, secret: bytes) -> None:
+        self._ready = hmac.new(secret, digestmod="sha256")
 
-def made_with(secret: bytes, payload: bytes, signature: bytes) -> bool:
-    """Tell whether ``secret`` made ``signature``, in constant time."""
-    return hmac.compare_digest(signature_of(secret, payload), signature)
+    def sign(self, payload: bytes) -> bytes:
+        """Return the base64 HMAC-SHA256 of ``payload``, as it stands in an entry."""
+        mac = self._ready.copy()
+        mac.update(payload)
+        return binascii.b2a_base64(mac.digest(), newline=False)
+
+    def made(self, payload: bytes, signature: bytes) -> bool:
+        """Tell whether this key made ``signature``, in constant time."""
+        mac = self._ready.copy()
+        mac.update(payload)
+        ours = binascii.b2a_base64(mac.digest(), newline=False)
+        return hmac.compare_digest(ours, signature)
 
 
 class KeyRing:
     """Named secrets. The first signs, all verify, so that keys are rotated with no gap."""
 
     def __init__(self, keys: dict[str, bytes] | None = None) -> None:
-        self._keys = dict(keys or {})
+        self._keys = {key_id: Key(secret) for key_id, secret in (keys or {}).items()}
         self.signing_key = next(iter(self._keys), "")
         """The id of the key that signs; empty where signing is off."""
+        self.enabled = bool(self._keys)
+        """Whether signing is on."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -60,11 +71,6 @@ class KeyRing:
             keys[key_id] = _secret(encoded, key_id)
         return cls(keys)
 
-    @property
-    def enabled(self) -> bool:
-        """Whether signing is on."""
-        return bool(self._keys)
-
     def sign(self, payload: bytes) -> tuple[str, bytes]:
         """Return the signing key's id and the base64 signature.
 
@@ -73,12 +79,16 @@ class KeyRing:
         """
         if not self._keys:
             raise ValueError("signing is off: the key ring is empty")
-        return self.signing_key, signature_of(self._keys[self.signing_key], payload)
+        return self.signing_key, self._keys[self.signing_key].sign(payload)
+
+    def get(self, key_id: str) -> Key | None:
+        """Return the key of that name."""
+        return self._keys.get(key_id)
 
     def verify(self, key_id: str, payload: bytes, signature: bytes) -> bool:
         """Tell whether the key named ``key_id`` made ``signature``, in constant time."""
-        secret = self._keys.get(key_id)
-        return secret is not None and made_with(secret, payload, signature)
+        key = self._keys.get(key_id)
+        return key is not None and key.made(payload, signature)
 
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._keys
@@ -98,8 +108,13 @@ def _secret(encoded: str, key_id: str) -> bytes:
     return secret
 
 
-_RECORD = struct.Struct("<16s8sQQ")  # nonce, stream (hash), entry id: milliseconds, sequence
-_Seen = tuple[int, int]
+EntryId = tuple[int, int]
+"""Milliseconds and sequence of a stream entry's id."""
+
+_PLACE = struct.Struct("<8sQQ")  # stream (hash), entry id: milliseconds, sequence
+_RECORD_BYTES = NONCE_BYTES + _PLACE.size
+_FLUSHED_BYTES: Final = 64 << 10
+"""Written without being asked, so that what nobody flushes takes no memory."""
 
 
 class NonceWindow:
@@ -110,9 +125,9 @@ class NonceWindow:
     by the highest entry id of their stream, never by this machine's clock. The latest ones stay
     however old they are, for entries that are redelivered long after, out of order.
 
-    With a path the window survives a restart. Records are written before the entry is used, but
-    not fsynced: after a power cut the commands' ids still catch a replay. Not thread-safe; one
-    window per path.
+    With a path the window survives a restart: ``flush`` before what was checked is used. It isn't
+    fsynced: after a power cut the commands' ids still catch a replay. Not thread-safe; one window
+    per path.
     """
 
     WINDOW_MS: Final = FRESH_BACK_MS + FRESH_AHEAD_MS
@@ -120,11 +135,12 @@ class NonceWindow:
     _COMPACT_FROM: Final = 8_192
 
     def __init__(self, path: Path | None = None) -> None:
-        self._seen: dict[bytes, tuple[bytes, _Seen]] = {}
+        self._seen: dict[bytes, bytes] = {}  # nonce to where it came from, packed
         self._order: deque[bytes] = deque()
         self._highest: dict[bytes, int] = {}
         self._path = path
         self._file: int | None = None
+        self._unwritten = bytearray()
         self._records = 0
         self.unsaved = 0
         """Nonces that could not be written to the path: a restart will not know them."""
@@ -134,50 +150,82 @@ class NonceWindow:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def check(self, nonce: bytes, stream: str, entry_id: str) -> bool:
+    def check(self, nonce: bytes, stream: str, entry: EntryId) -> bool:
         """Remember ``nonce`` for this entry; false if another entry has brought it.
 
         Raises:
-            ValueError: the entry id isn't ``milliseconds-sequence``, or the nonce not 16 bytes.
+            ValueError: the nonce isn't 16 bytes.
         """
         if len(nonce) != NONCE_BYTES:
             raise ValueError(f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
-        key, entry = _stream_key(stream), parse_entry_id(entry_id)
+        key = _stream_key(stream)
+        place = _PLACE.pack(key, *entry)
         seen = self._seen.get(nonce)
         if seen is not None:
-            return seen == (key, entry)
-        self._remember(nonce, key, entry)
-        self._write(_RECORD.pack(nonce, key, *entry))
-        self._prune()
+            return seen == place
+        self._remember(nonce, place, key, entry[0])
+        if self._path is not None:
+            self._unwritten += nonce + place
+            if len(self._unwritten) >= _FLUSHED_BYTES:
+                self.flush()
+        if len(self._order) > self.KEPT_AT_LEAST:
+            self._prune()
         return True
 
+    def flush(self) -> None:
+        """Hand to the system what was remembered since the last call: it outlives this process."""
+        if not self._unwritten:
+            return
+        count = len(self._unwritten) // _RECORD_BYTES
+        try:
+            if self._file is None and self._path is not None:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                self._file = os.open(self._path, flags, 0o600)
+            if self._file is not None and os.write(self._file, self._unwritten) != len(
+                self._unwritten
+            ):
+                # A torn record would shift all later ones: begin a clean file.
+                self._compact()
+        except OSError as error:
+            self._report(error, count)
+        self._unwritten.clear()
+        self._records += count
+        if self._records > max(self._COMPACT_FROM, 2 * len(self._seen)):
+            self._compact()
+
     def close(self) -> None:
-        """Close the file; the window must not be used any more."""
+        """Flush and close the file; the window must not be used any more."""
+        self.flush()
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
-    def _remember(self, nonce: bytes, key: bytes, entry: _Seen) -> None:
-        self._seen[nonce] = (key, entry)
+    def _remember(self, nonce: bytes, place: bytes, key: bytes, milliseconds: int) -> None:
+        self._seen[nonce] = place
         self._order.append(nonce)
-        self._highest[key] = max(self._highest.get(key, 0), entry[0])
+        if milliseconds > self._highest.get(key, -1):
+            self._highest[key] = milliseconds
 
     def _prune(self) -> None:
         # Oldest arrivals first. One that is still in its window keeps the later ones: they are
         # mostly younger, and the bound is what counts.
         while len(self._order) > self.KEPT_AT_LEAST:
-            key, (milliseconds, _) = self._seen[self._order[0]]
+            key, milliseconds, _ = _PLACE.unpack(self._seen[self._order[0]])
             if milliseconds >= self._highest[key] - self.WINDOW_MS:
                 break
             del self._seen[self._order.popleft()]
-        if self._records > max(self._COMPACT_FROM, 2 * len(self._seen)):
-            self._compact()
 
     def _load(self, path: Path) -> None:
         data = path.read_bytes() if path.exists() else b""
-        for nonce, key, milliseconds, sequence in _records(data):
+        for start in range(0, len(data) - len(data) % _RECORD_BYTES, _RECORD_BYTES):
+            nonce = data[start : start + NONCE_BYTES]
+            place = data[start + NONCE_BYTES : start + _RECORD_BYTES]
             if nonce not in self._seen:
-                self._remember(nonce, key, (milliseconds, sequence))
+                key, milliseconds, _ = _PLACE.unpack(place)
+                self._remember(nonce, place, key, milliseconds)
         self._compact()
 
     def _compact(self) -> None:
@@ -185,9 +233,8 @@ class NonceWindow:
         if self._path is None:
             return
         scratch = self._path.with_name(self._path.name + ".new")
-        lines = (_RECORD.pack(n, self._seen[n][0], *self._seen[n][1]) for n in self._order)
         try:
-            scratch.write_bytes(b"".join(lines))
+            scratch.write_bytes(b"".join(nonce + self._seen[nonce] for nonce in self._order))
             scratch.chmod(0o600)
             scratch.replace(self._path)
             fresh = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -195,23 +242,9 @@ class NonceWindow:
             self._report(error, 0)
             # The old file still serves, until it has grown as much again.
         else:
-            self.close()
+            self._close_file()
             self._file = fresh
         self._records = len(self._seen)
-
-    def _write(self, record: bytes) -> None:
-        if self._path is None:
-            return
-        try:
-            if self._file is None:
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-                self._file = os.open(self._path, flags, 0o600)
-            if os.write(self._file, record) != len(record):
-                # A torn record would shift all later ones: begin a clean file.
-                self._compact()
-        except OSError as error:
-            self._report(error, 1)
-        self._records += 1
 
     def _report(self, error: OSError, lost: int) -> None:
         if not self.unsaved:
@@ -219,16 +252,18 @@ class NonceWindow:
         self.unsaved += lost
 
 
-def parse_entry_id(entry_id: str) -> tuple[int, int]:
+def parse_entry_id(entry_id: str) -> EntryId:
     """Return (milliseconds, sequence) of a stream entry's id.
 
     Raises:
         ValueError: it isn't ``milliseconds-sequence``, both of at most 64 bits.
     """
-    parts = _ENTRY_ID.fullmatch(entry_id)
-    if parts is None:
+    first, dash, last = entry_id.partition("-")
+    # isdigit alone also takes other alphabets' digits.
+    digits = entry_id.isascii() and first.isdigit() and last.isdigit()
+    if not (dash and digits and len(first) <= _DIGITS and len(last) <= _DIGITS):
         raise ValueError(f"entry id {entry_id[:60]!r}: must be milliseconds-sequence")
-    numbers = int(parts[1]), int(parts[2])
+    numbers = int(first), int(last)
     if max(numbers) >= 1 << 64:
         raise ValueError(f"entry id {entry_id[:60]!r}: more than 64 bits")
     return numbers
@@ -237,8 +272,3 @@ def parse_entry_id(entry_id: str) -> tuple[int, int]:
 @lru_cache(maxsize=256)
 def _stream_key(stream: str) -> bytes:
     return hashlib.blake2b(stream.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-
-def _records(data: bytes) -> Iterator[tuple[bytes, bytes, int, int]]:
-    whole = len(data) - len(data) % _RECORD.size
-    yield from _RECORD.iter_unpack(data[:whole])

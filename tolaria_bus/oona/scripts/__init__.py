@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.exceptions import NoScriptError
 
 Argument = str | bytes | int
@@ -35,12 +34,16 @@ class Script:
         except NoScriptError:
             return await client.execute_command("EVAL", self.body, *operands)  # type: ignore[no-untyped-call]
 
-    def queue(self, pipe: Pipeline, keys: Sequence[str], arguments: Sequence[Argument]) -> None:
-        """Put it into a pipeline, with its text: nobody could send that after a refusal there."""
-        pipe.execute_command("EVAL", self.body, len(keys), *keys, *arguments)
+    def command(self, keys: Sequence[str], arguments: Sequence[Argument]) -> list[Argument]:
+        """As a command for a pipeline, with its text: nobody could send that after a refusal."""
+        return ["EVAL", self.body, len(keys), *keys, *arguments]
 
+
+_KEPT_IDS: Final = 10_000
+"""Message ids remembered of a slot: what is sent again was sent seconds ago."""
 
 _APPEND: Final = Script("append")
+_APPEND_ONCE: Final = Script("append_once")
 _SETTLE: Final = Script("settle")
 _ACK: Final = Script("ack")
 _DEAD_LETTER: Final = Script("dead_letter")
@@ -86,24 +89,51 @@ class Settled:
     holder: str = ""
 
 
-def queue_append(
-    pipe: Pipeline, stream: str, entries: Sequence[Mapping[bytes, bytes]], *, keep: int
-) -> None:
-    """Queue the addition of entries that all have the same fields; one reply, their number.
+def append_command(
+    stream: str, entries: Sequence[Mapping[bytes, bytes]], *, keep: int
+) -> list[Argument]:
+    """Return the command that adds entries; it is answered with how many it added, or an id.
 
     Args:
-        pipe: A pipeline that is no transaction.
         stream: Where they go.
-        entries: At least one.
+        entries: At least one; all have the same fields in the same order.
         keep: Length limit of the stream.
     """
+    if len(entries) == 1:
+        pairs = [part for pair in entries[0].items() for part in pair]
+        return ["XADD", stream, "MAXLEN", "~", keep, "*", *pairs]
     names = list(entries[0])
-    values = [entry[name] for entry in entries for name in names]
-    _APPEND.queue(pipe, [stream], [keep, len(names), *names, *values])
+    values = [value for entry in entries for value in entry.values()]
+    return _APPEND.command([stream], [keep, len(names), *names, *values])
 
 
-def queue_settle(
-    pipe: Pipeline,
+def append_once_command(
+    stream: str,
+    settled: str,
+    entries: Sequence[tuple[str, Mapping[bytes, bytes]]],
+    *,
+    keep: int,
+    keep_ids: int = _KEPT_IDS,
+) -> list[Argument]:
+    """Return the command that adds entries whose ids aren't known yet; the answer is how many.
+
+    Args:
+        stream: Where they go.
+        settled: Key of the message ids already written, in the same slot.
+        entries: At least one message id with its fields, which have all the same names.
+        keep: Length limit of the stream.
+        keep_ids: How many message ids are remembered.
+    """
+    names = list(entries[0][1])
+    values: list[Argument] = []
+    for message_id, entry in entries:
+        values.append(message_id)
+        values.extend(entry.values())
+    arguments = [keep, keep_ids, len(names), *names, *values]
+    return _APPEND_ONCE.command([stream, settled], arguments)
+
+
+def settle_command(
     fields: Mapping[bytes, bytes],
     *,
     stream: str,
@@ -113,12 +143,11 @@ def queue_settle(
     token: int | None,
     entry: Entry | None,
     keep: int,
-    keep_ids: int = 10_000,
-) -> None:
-    """Queue ``settle.lua``; its reply is read with :func:`settle_reply`.
+    keep_ids: int = _KEPT_IDS,
+) -> list[Argument]:
+    """Return ``settle.lua`` as a command; its answer is read with :func:`settle_reply`.
 
     Args:
-        pipe: A pipeline that is no transaction.
         fields: The sealed message.
         stream: Where it goes.
         settled: Key of the message ids already written.
@@ -136,7 +165,7 @@ def queue_settle(
         place = (entry.group, entry.entry_id, int(entry.delete))
     ours = "" if token is None else token
     pairs = [part for pair in fields.items() for part in pair]
-    _SETTLE.queue(pipe, keys, (ours, message_id, keep, keep_ids, *place, *pairs))
+    return _SETTLE.command(keys, (ours, message_id, keep, keep_ids, *place, *pairs))
 
 
 def settle_reply(reply: Sequence[Any]) -> Settled:

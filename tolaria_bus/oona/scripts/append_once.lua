@@ -1,0 +1,39 @@
+-- Add entries to one stream, each once, however often it is sent.
+--
+-- KEYS[1] stream
+-- KEYS[2] zset     message ids already written -> server time in ms
+-- ARGV[1] entries to keep in the stream
+-- ARGV[2] message ids to keep in the zset
+-- ARGV[3] how many fields an entry has, n
+-- ARGV[4...3+n] the fields' names
+-- ARGV[4+n...] of each entry its message id and n values
+--
+-- A sender that got no reply sends again under the same ids. Returns how many were added; after an
+-- error some may have been, and are known by their ids.
+
+local n = tonumber(ARGV[3])
+local entry = {}
+for i = 1, n do
+  entry[2 * i - 1] = ARGV[3 + i]
+end
+local now = redis.call('TIME')
+local milliseconds = now[1] * 1000 + math.floor(now[2] / 1000)
+local added = 0
+for first = 4 + n, #ARGV, n + 1 do
+  if redis.call('ZADD', KEYS[2], 'NX', milliseconds, ARGV[first]) == 1 then
+    for i = 1, n do
+      entry[2 * i] = ARGV[first + i]
+    end
+    local done = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(entry))
+    if type(done) == 'table' and done.err then
+      redis.call('ZREM', KEYS[2], ARGV[first])
+      return done
+    end
+    added = added + 1
+  else
+    -- A WAIT behind this waits for a write of its connection, or for nothing.
+    redis.call('ZADD', KEYS[2], 'XX', milliseconds, ARGV[first])
+  end
+end
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[2]))
+return added
