@@ -14,8 +14,9 @@ from redis.exceptions import RedisError
 
 from tolaria_bus.oona.scripts import Argument
 
-WITHIN: Final = timedelta(seconds=1)
-"""A replica that takes longer is behind; the packets are sent again then."""
+WITHIN: Final = timedelta(seconds=2)
+"""A replica that takes longer is behind; the packets are sent again then. What it has on disk it
+tells once a second only, so that less would ask again and again for what is about to be told."""
 
 
 class TooFewCopies(RedisError):

@@ -69,7 +69,8 @@ async def redis(pair: Pair) -> AsyncIterator[Redis]:
 async def test_a_packet_without_its_copy_is_sent_again_under_the_same_id(
     on_disk: bool, pair: Pair, redis: Redis, tmp_path: Path
 ) -> None:
-    events, copies = Events(), Copies(1, on_disk=on_disk, within=SOON)
+    events = Events()
+    copies = Copies(1, on_disk=True) if on_disk else Copies(1, within=SOON)
     with Spool(tmp_path / "spool") as spool:
         outbox = Outbox(1000, spool, STREAMS, RUN)
         pair.replica.pause()
