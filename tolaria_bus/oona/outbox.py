@@ -47,7 +47,8 @@ class Outbox:
         capacity: Packets at which it counts as full.
         spool: Where durable packets are kept; ``None``: in memory only.
         streams: Names of the streams.
-        run: The run's id; packets say ``run/ID`` as their source.
+        run: The id of the run whose worker this is; outcomes are fenced by its lease.
+        source: Who sends; by default ``run/ID``.
         fold: How long repeated alerts are held back.
         monotonic: The clock for that, in seconds.
 
@@ -66,8 +67,9 @@ class Outbox:
         capacity: int,
         spool: Spool | None,
         streams: Streams,
-        run: str,
+        run: str | None = None,
         *,
+        source: str = "",
         fold: timedelta = WINDOW,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,7 +88,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._folding: Folding[Packet] = Folding(fold)
         self._monotonic = monotonic
-        self._source = f"run/{run}"
+        self._source = source or f"run/{run}"
         if spool is not None:
             self._take_up(spool)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import anyio
 from google.protobuf.message import DecodeError
@@ -38,7 +38,7 @@ from tolaria_bus.oona.scripts import (
     settle_reply,
 )
 from tolaria_bus.oona.sealing import seal_envelope
-from tolaria_bus.oona.streams import settled_of
+from tolaria_bus.oona.streams import Streams, settled_of
 from tolaria_bus.oona.trust import KeyRing
 
 STREAM_LENGTH: Final = 100_000
@@ -118,6 +118,21 @@ class Batch:
     unsendable: list[tuple[Packet, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _RunKeys:
+    """Keys of the run whose outcomes are sent, all in its slot."""
+
+    outcomes: str
+    settled: str
+    fence: str
+    slot: str
+
+    @classmethod
+    def of(cls, streams: Streams, run: str) -> Self:
+        settled = streams.settled(run)
+        return cls(streams.outcomes(run), settled, fence_key(streams, run), hash_tag(settled))
+
+
 class Sender:
     """Sends packets over one client.
 
@@ -152,11 +167,7 @@ class Sender:
         self._copies = copies
         self._give_way = give_way
         self._clock = clock
-        streams, run = outbox.streams, outbox.run
-        self._outcomes = streams.outcomes(run)
-        self._settled = streams.settled(run)
-        self._fence = fence_key(streams, run)
-        self._slot = hash_tag(self._settled)
+        self._run = None if outbox.run is None else _RunKeys.of(outbox.streams, outbox.run)
 
     async def seal(self, packets: Sequence[Packet]) -> Batch:
         """Seal packets for one attempt to send them, which should follow at once."""
@@ -245,12 +256,12 @@ class Sender:
         packet, fields = job[0]
         stream = packet.stream
         keep = self._lengths.get(stream, STREAM_LENGTH)
-        if self._settles(packet):
+        if self._run is not None and self._settles(packet):
             return settle_command(
                 fields,
                 stream=stream,
-                settled=self._settled,
-                fence=self._fence,
+                settled=self._run.settled,
+                fence=self._run.fence,
                 message_id=packet.message_id,
                 token=self._token,
                 entry=self._entry(packet),
@@ -263,15 +274,17 @@ class Sender:
 
     def _settles(self, packet: Packet) -> bool:
         """Does it go through settle.lua? Every outcome does, with or without an entry."""
-        answers = packet.settlement is not None or packet.stream == self._outcomes
-        return answers and hash_tag(packet.stream) == self._slot
+        if self._run is None:
+            return False
+        answers = packet.settlement is not None or packet.stream == self._run.outcomes
+        return answers and hash_tag(packet.stream) == self._run.slot
 
     def _entry(self, packet: Packet) -> Entry | None:
         """The entry that the script finishes; ``None`` if there is none, or in another slot."""
         settlement = packet.settlement
-        if settlement is None or not self._settles(packet):
+        if settlement is None or self._run is None or not self._settles(packet):
             return None
-        if hash_tag(settlement.stream) != self._slot:
+        if hash_tag(settlement.stream) != self._run.slot:
             return None
         return Entry(settlement.stream, settlement.group, settlement.entry_id, settlement.delete)
 
