@@ -16,7 +16,7 @@ from tolaria_bus.oona.url import Address, is_loopback
 
 
 def make(address: Address) -> Redis:
-    return Redis(host=address[0], port=address[1])
+    return Redis(host=address[0], port=address[1], protocol=2)
 
 
 async def test_sentinels_lead_to_no_other_machine(failover: Failover) -> None:
