@@ -11,7 +11,10 @@ from rich.console import Console
 
 from bench import harness, report
 
-SUBJECTS = ("envelope", "capture", "publish", "single", "consume", "burst", "emergency", "overhead")
+SUBJECTS = (
+    "envelope", "capture", "publish", "single", "consume", "burst", "emergency", "hostile",
+    "overhead",
+)  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first."""
 
 

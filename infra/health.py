@@ -3,7 +3,8 @@
     python health.py [RUN]
 
 The worker rewrites the run's status every second, from the thread that also serves the bus: a
-status that is old means that nobody reads commands any more. A run that is paused is healthy.
+status that is old means that nobody reads commands any more, and so does a loop that reads them and
+stands still, of which the status tells. A run that is paused is healthy.
 Exit code 0 healthy, 1 not; one line says why. Imports no torch: it runs every few seconds.
 """
 
@@ -22,6 +23,8 @@ from tolaria_bus.oona.streams import Streams
 
 LATE = 15.0
 """Seconds after which a status, rewritten each second, means that its writer is gone."""
+STALLED = 30.0
+"""Seconds after which a read loop that hasn't gone round stands still; see oona.metrics."""
 REPLY = 3.0
 """Seconds to wait for the server."""
 
@@ -42,6 +45,9 @@ def main() -> int:
         return _say(f"run {run} has no status yet", healthy=False)
     told = json.loads(status)
     age = time.time() - float(told["beat"])
+    read_age = float(told.get("read_age", 0.0))
+    if read_age > STALLED:
+        return _say(f"run {run}: no stream was read for {read_age:.0f} s", healthy=False)
     return _say(
         f"run {run}: step {told['step']}, {told['mode']}, status {age:.1f} s old",
         healthy=age < LATE,

@@ -56,8 +56,30 @@ class Settings(BaseSettings):
     telemetry_stream_length: int = Field(
         100_000, ge=100, le=100_000_000, description="Entries kept in a telemetry stream."
     )
+    stream_length_limit: int = Field(
+        100_000,
+        ge=1000,
+        le=100_000_000,
+        description="Entries of any other stream, at most; half of it where groups have read on.",
+    )
+    stream_age_days: float = Field(
+        7.0, gt=0.0, le=3650.0, description="Older entries go, where groups have read on."
+    )
+    dead_letter_age_days: float = Field(
+        30.0, gt=0.0, le=3650.0, description="Older dead letters go."
+    )
+    group_lease_days: float = Field(
+        7.0, ge=0.1, le=3650.0, description="A group that reads nothing for so long is removed."
+    )
     lease_seconds: float = Field(
         30.0, ge=1.0, le=3600.0, description="How long a silent worker keeps its run."
+    )
+
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="Serve /metrics and /healthz there; 0: any free port."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to serve them at; they need no password."
     )
 
     # The run

@@ -199,5 +199,11 @@ def test_health_of_a_worker_is_the_age_of_its_status(server: LocalEngine) -> Non
         status["beat"] = time.time() - 60
         user.set("oona:{digits}:status", json.dumps(status))
         hung = server.check_health("worker")
+        # Its thread lives and writes, but a read loop stands still.
+        status.update(beat=time.time(), read_age=44.0)
+        user.set("oona:{digits}:status", json.dumps(status))
+        deaf = server.check_health("worker")
     assert hung.returncode == 1
-    assert "step 7, paused, status 60." in hung.stdout
+    assert "step 7, paused, status 6" in hung.stdout
+    assert deaf.returncode == 1
+    assert "no stream was read for 44 s" in deaf.stdout

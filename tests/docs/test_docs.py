@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
+from redis.asyncio import Redis
+
+from tests.oona.bus import CONTROL, UNSIGNED, command, messages
+from tests.oona.dead import dead_entry, sealed
+from tolaria_bus.leyline import AdaptationCommand
 from tolaria_bus.settings import describe
 
 ROOT = Path(__file__).parents[2]
@@ -17,9 +24,10 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert f"| `{name}` | {shown} |" in text
 
 
-def test_every_test_that_a_guarantee_names_exists() -> None:
+@pytest.mark.parametrize("page", ["guarantees.md", "dead-letters.md"])
+def test_every_test_that_a_guarantee_names_exists(page: str) -> None:
     file = ""
-    for name in re.findall(r"`(tests/\S+|::\w+)`", (ROOT / "docs" / "guarantees.md").read_text()):
+    for name in re.findall(r"`(tests/\S+|::\w+)`", (ROOT / "docs" / page).read_text()):
         path, _, function = name.partition("::")
         file = path or file
         assert (ROOT / file).is_file(), name
@@ -30,3 +38,14 @@ def test_every_test_that_a_guarantee_names_exists() -> None:
 def test_every_link_of_the_readme_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
+
+
+async def test_the_code_of_the_page_on_dead_letters_works(redis: Redis) -> None:
+    text = (ROOT / "docs" / "dead-letters.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "dead-letters.md", "exec"), names)
+    await dead_entry(redis, sealed(command("mine"), UNSIGNED), "stale")
+    await names["put_back"](redis, "r", UNSIGNED, "operator/ann")
+    (message,) = await messages(redis, CONTROL, AdaptationCommand)
+    assert message.command_id == "mine"

@@ -6,7 +6,21 @@ from typing import Any
 import anyio
 from redis.asyncio import Redis
 
-from tests.oona.bus import CONTROL, GROUP, Events, Inbox, command, consuming, finished, send
+from tests.oona.bus import (
+    CONTROL,
+    GROUP,
+    Events,
+    Inbox,
+    command,
+    consumer,
+    consuming,
+    finished,
+    send,
+    taken_entry,
+)
+from tolaria_bus.oona.consumer import Received
+from tolaria_bus.oona.in_flight import InFlight
+from tolaria_bus.oona.reading import Member
 
 
 async def deliveries(redis: Redis, name: str) -> dict[str, int]:
@@ -46,6 +60,75 @@ async def test_entries_of_a_dead_consumer_are_taken_over_and_handled(redis: Redi
     assert {received.deliveries for received in inbox.received} == {1, 2}
 
 
+class Clock:
+    """Stands still until it is set forward."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+async def abandon(redis: Redis, *ids: str) -> None:
+    """Let entries be those of a consumer that hasn't been heard of for an hour."""
+    await redis.xclaim(CONTROL, GROUP, "dead", 0, list(ids), idle=3_600_000, justid=True)
+
+
+async def test_a_sweep_goes_on_behind_what_the_living_have_and_starts_again_after_its_end(
+    redis: Redis, redis_url: str
+):
+    """One look goes over ten entries for each that it may return: here 100 of 603."""
+    ids = [await send(redis, CONTROL, command(str(n))) for n in range(603)]
+    await redis.xgroup_create(CONTROL, GROUP, "0")
+    await redis.xreadgroup(GROUP, "alive", {CONTROL: ">"}, count=603)
+    await abandon(redis, *ids[600:])
+    await redis.config_resetstat()
+    clock, inbox = Clock(), Inbox(ack=True)
+    async with consuming(
+        redis_url,
+        inbox,
+        max_in_flight=10,
+        block=timedelta(milliseconds=1),
+        monotonic=clock.monotonic,
+    ):
+        clock.now += 1000.0
+        await inbox.wait_for(3)
+        assert inbox.ids() == ["600", "601", "602"]
+        looks = (await redis.info("commandstats"))["cmdstat_xautoclaim"]["calls"]
+        assert looks >= 6, "none looks at everything at once"
+        await abandon(redis, ids[0])
+        clock.now += 1000.0
+        await inbox.wait_for(4)
+        assert inbox.ids()[3] == "0"
+    assert len(await deliveries(redis, "alive")) == 599, "the living keep theirs"
+
+
+async def test_what_a_consumer_releases_reaches_another_soon(redis: Redis, redis_url: str):
+    """It isn't idle for as long as what the dead leave has to be: that is a minute here."""
+    busy, go_on = anyio.Event(), anyio.Event()
+
+    async def slow(received: Received) -> None:
+        busy.set()
+        await go_on.wait()
+        await received.ack()
+
+    inbox = Inbox(ack=True)
+    async with consumer(redis_url, "leaving") as leaving, anyio.create_task_group() as tasks:
+        for n in range(10):
+            await send(redis, CONTROL, command(str(n)))
+        await leaving.prepare()
+        tasks.start_soon(leaving.run, slow)
+        await busy.wait()
+        async with consuming(redis_url, inbox, "staying", min_idle=timedelta(seconds=60)):
+            tasks.start_soon(leaving.stop)
+            await anyio.wait_all_tasks_blocked()
+            go_on.set()
+            await inbox.wait_for(9)
+            await finished(redis)
+    assert inbox.ids() == [str(n) for n in range(1, 10)]
+
+
 async def test_entries_that_were_deleted_while_pending_are_counted_and_told(
     redis: Redis, redis_url: str
 ):
@@ -76,3 +159,18 @@ async def test_a_claim_that_another_consumer_took_is_told_and_not_taken_back(
         assert await events.wait_for("claims_lost") == {"stream": CONTROL, "entries": entry_id}
         (item,) = await redis.xpending_range(CONTROL, GROUP, "-", "+", 10)
         assert item["consumer"] == b"other"
+
+
+async def test_an_entry_that_becomes_a_dead_letter_meanwhile_is_no_lost_claim(redis: Redis):
+    """The server has the letter, and its reply is still on the way."""
+    entry_id = await taken_entry(redis, CONTROL, GROUP)
+    events = Events()
+    in_flight = InFlight(redis, Member(CONTROL, GROUP, "me"), events)
+    in_flight.add_dying(entry_id)
+    await redis.xack(CONTROL, GROUP, entry_id)
+    await in_flight.renew()
+    assert events.seen == []
+    in_flight.remove(entry_id)
+    in_flight.add(entry_id)
+    await in_flight.renew()
+    assert events.names() == ["claims_lost"]

@@ -209,6 +209,15 @@ def test_a_letter_about_anything_fits_into_a_message(
     assert DeadLetter.FromString(encode(letter)) == letter
 
 
+def test_a_letter_about_an_entry_of_very_many_fields_fits_into_a_message():
+    original = {b"%d" % number: b"" for number in range(200_000)}
+    letter = build(Entry(CONTROL, GROUP, "1-0"), "malformed", "x", original)
+    assert len(encode(letter)) < MAX_MESSAGE_BYTES
+    assert letter.truncated
+    kept = {bytes(field.name): bytes(field.value) for field in letter.fields}
+    assert kept.items() <= original.items()
+
+
 def test_counts_of_begun_handlings_are_in_the_slot_of_their_stream():
     assert begun_key("oona:{r}:control", "g") == "oona:{r}:control:begun:g"
     assert begun_key("oona:control", "g") == "{oona:control}:begun:g"

@@ -143,20 +143,32 @@ def test_a_torn_record_at_the_end_is_dropped(tmp_path: Path) -> None:
 def test_old_nonces_go_by_the_streams_highest_entry() -> None:
     window = NonceWindow()
     kept = window.KEPT_AT_LEAST
-    for number in range(kept + 100):
-        window.check(nonce(number), STREAM, parse_entry_id(f"{number}-0"))
-    assert len(window) == kept + 100, "all are within 65 s of the highest"
-    window.check(nonce(10**6), STREAM, parse_entry_id("200000-0"))
-    assert len(window) == kept
-    assert not window.check(nonce(10**6), STREAM, parse_entry_id("200001-0"))
+    for number in range(3 * kept):
+        window.check(nonce(number), STREAM, (number, 0))
+    assert len(window) == 3 * kept, "all are within 65 s of the highest"
+    for wave in range(1, 10):
+        for number in range(3 * kept):
+            window.check(nonce(10**6 * wave + number), STREAM, (200_000 * wave + number, 0))
+    assert len(window) <= 6 * kept + 1, "earlier waves are forgotten"
+    assert not window.check(nonce(9 * 10**6), STREAM, (2_000_000, 0)), "the latest isn't"
 
 
 def test_another_streams_time_prunes_nothing() -> None:
     window = NonceWindow()
-    for number in range(window.KEPT_AT_LEAST + 100):
-        window.check(nonce(number), STREAM, parse_entry_id("1000-0"))
-    window.check(nonce(10**6), "oona:control", parse_entry_id("99999999999-0"))
-    assert not window.check(nonce(0), STREAM, parse_entry_id("1000-1"))
+    for number in range(3 * window.KEPT_AT_LEAST):
+        window.check(nonce(number), STREAM, (1000, 0))
+    for number in range(window.KEPT_AT_LEAST):
+        window.check(nonce(10**6 + number), "oona:control", (99999999999, 0))
+    assert not window.check(nonce(0), STREAM, (1000, 1))
+
+
+def test_a_quiet_stream_keeps_no_other_streams_nonces() -> None:
+    window = NonceWindow()
+    window.check(nonce(10**6), "oona:control", (1000, 0))
+    for number in range(100_000):
+        window.check(nonce(number), STREAM, (number * 100, 0))
+    assert len(window) < 4 * window.KEPT_AT_LEAST
+    assert not window.check(nonce(10**6), "oona:control", (1001, 0))
 
 
 def test_an_entry_redelivered_late_still_guards_its_nonce() -> None:
@@ -175,8 +187,8 @@ def test_the_file_doesnt_grow_for_ever(tmp_path: Path) -> None:
         window.check(nonce(number), STREAM, parse_entry_id(f"{number * 1000}-0"))
         if number % 100 == 99:
             window.flush()
-    assert len(window) <= window.KEPT_AT_LEAST + 100
-    assert path.stat().st_size < 10_000 * 40
+    assert len(window) <= 2 * window.KEPT_AT_LEAST
+    assert path.stat().st_size < 20_000 * 40
     assert not window.check(nonce(39_999), STREAM, parse_entry_id("40000000-0"))
     window.close()
     again = NonceWindow(path)

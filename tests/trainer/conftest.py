@@ -87,7 +87,9 @@ class Run:
     wall_ns: Callable[[], int] | None = None
     _entries: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def send(self, text: str, *, entry: str = "", **annotations: object) -> None:
+    def send(
+        self, text: str, *, entry: str = "", resent: bool = False, **annotations: object
+    ) -> None:
         """Post a command, written as its JSON."""
         command = from_json(text, AdaptationCommand)
         for name, value in annotations.items():
@@ -100,6 +102,7 @@ class Run:
                 entry_id=entry or f"1-{next(self._entries)}",
                 source="test",
                 group="tolaria",
+                resent=resent,
             )
         )
 

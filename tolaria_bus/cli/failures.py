@@ -11,6 +11,8 @@ _KNOWN: Final = (
     ("tolaria_bus.settings", "SettingError"),
     ("tolaria_bus.cli.words", "ComposeError"),
     ("tolaria_bus.cli.locate", "NotLocated"),
+    ("tolaria_bus.cli.dlq_place", "NoSuchLetter"),
+    ("tolaria_bus.oona.where", "BadCondition"),
     ("tolaria_bus.oona.connection", "BadUrl"),
     ("tolaria_bus.oona.connection", "ServerUnreachable"),
     ("tolaria_bus.oona.embedded", "ServerStartError"),

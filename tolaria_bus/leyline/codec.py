@@ -4,6 +4,7 @@ What arrives may be anything. Everything here either returns a message whose eve
 in the contract, or raises :class:`CodecError`; sizes are looked at before anything is parsed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, TypeVar
@@ -29,6 +30,9 @@ from tolaria_bus.leyline.numbers import hyperparameters, shortest_float
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
 """The largest message, as bytes or as JSON text."""
+MAX_CHECKED: Final = 20_000
+"""Messages in one field of a message that have enums to be looked at. Each takes a microsecond or
+two: a megabyte of empty ones would hold up everything else for a second."""
 
 Reason = Literal["malformed", "oversize", "type"]
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -43,6 +47,7 @@ _CLASSES: Final[dict[BusMessageType.ValueType, type[Message]]] = {
     BusMessageType.BUS_MESSAGE_TYPE_COMMAND_OUTCOME: CommandOutcome,
     BusMessageType.BUS_MESSAGE_TYPE_DEAD_LETTER: DeadLetter,
 }
+_BY_NUMBER: Final[Mapping[int, type[Message]]] = {int(key): cls for key, cls in _CLASSES.items()}
 _TYPES: Final = {cls: number for number, cls in _CLASSES.items()}
 
 
@@ -63,7 +68,7 @@ def message_class(message_type: int) -> type[Message]:
     Raises:
         CodecError: ``type``: the number is unknown or unspecified.
     """
-    found = _CLASSES.get(BusMessageType.ValueType(message_type))
+    found = _BY_NUMBER.get(message_type)
     if found is None:
         allowed = ", ".join(short_name(BusMessageType, number) for number in _CLASSES)
         shown = short_name(BusMessageType, message_type)
@@ -100,7 +105,8 @@ def decode(data: bytes, cls: type[AnyMessage]) -> AnyMessage:
     Raises:
         CodecError: ``oversize``, or ``malformed``: no such message, or an unknown enum number.
     """
-    check_size(cls, len(data))
+    if len(data) > MAX_MESSAGE_BYTES:
+        check_size(cls, len(data))
     try:
         message = cls.FromString(data)
     except DecodeError as error:
@@ -218,6 +224,9 @@ def _refuse_unknown_enums(message: Message, plan: _EnumPlan, path: str) -> None:
     for name, repeated, below in plan.below:
         if repeated:
             inner = getattr(message, name)
+            if len(inner) > MAX_CHECKED:
+                where = f"{path or message.DESCRIPTOR.name}.{name}"
+                raise CodecError("malformed", f"{where}: {len(inner)}, at most {MAX_CHECKED}")
         elif message.HasField(name):
             inner = (getattr(message, name),)
         else:

@@ -20,14 +20,23 @@ class Attempts:
     Args:
         connection: What events call it.
         on_event: Told of troubles.
+
+    Attributes:
+        reconnects: How often it was lost and came back.
     """
 
     def __init__(self, connection: str, on_event: OnEvent) -> None:
+        self.reconnects = 0
         self._connection = connection
         self._on_event = on_event
         self._backoff = Backoff()
         self._lost_at: float | None = None
         self._refused: frozenset[str] = frozenset()
+
+    @property
+    def connected(self) -> bool:
+        """The last attempt reached the server."""
+        return self._lost_at is None
 
     def failed(self, error: Exception) -> float:
         """The server wasn't reached, or answered with an error; seconds to wait."""
@@ -47,6 +56,7 @@ class Attempts:
         if self._lost_at is not None:
             self._tell("reconnected", seconds=f"{time.monotonic() - self._lost_at:.3f}")
             self._lost_at = None
+            self.reconnects += 1
         refused = refused or {}
         for error in refused.keys() - self._refused:
             self._tell("refused", error=error, times=str(refused[error]))

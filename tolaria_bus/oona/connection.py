@@ -213,6 +213,10 @@ class ServerClock:
             return None
         return int(max(self._monotonic() + self._offset, self._wall()) * 1000)
 
+    def now(self) -> float | None:
+        """Seconds since the epoch, whatever this machine's wall clock says: for measuring."""
+        return None if self._offset is None else self._monotonic() + self._offset
+
 
 __all__ = [
     "BadUrl",

@@ -39,13 +39,14 @@ from redis.exceptions import RedisError, ResponseError
 
 from tolaria_bus.leyline import BusMessageType
 from tolaria_bus.oona.attempts import Attempts
+from tolaria_bus.oona.counts import Latency
 from tolaria_bus.oona.events import OnEvent, log_event, reason_of
 from tolaria_bus.oona.handover import TRIES, Handler
 from tolaria_bus.oona.in_flight import InFlight, Received
 from tolaria_bus.oona.intake import Intake
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.reading import Delivered, GroupReader, Member
-from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.oona.trust import KeyRing, parse_entry_id
 
 __all__ = ["BATCH", "BLOCK", "MIN_IDLE", "Consumer", "Handler", "Received"]
 
@@ -80,13 +81,20 @@ class Consumer:
         tries: How often a handler that fails gets an entry.
         min_idle: See ``MIN_IDLE``.
         on_event: Told what happens.
+        server_now: Seconds since the epoch on the server's clock, for ``latency``; ``None``: not
+            known.
         monotonic: Seconds; for the sweep and ``last_read``.
         clock: Nanoseconds since the epoch; for dead letters.
 
     Attributes:
+        stream: Key of the stream.
+        group: The group.
         in_flight: Entries handed over and not finished.
         last_read: When the read loop last went round, on the monotonic clock: a consumer whose
-            loop stands still is dead, whatever its process says.
+            loop stands still is dead, whatever its process says. A server that doesn't answer
+            doesn't stop it: a read fails in the end, and is tried again.
+        latency: From the server's having an entry to its hand-over: of the first entry of each
+            read, unless it was delivered before.
     """
 
     def __init__(
@@ -108,11 +116,15 @@ class Consumer:
         tries: int = TRIES,
         min_idle: timedelta = MIN_IDLE,
         on_event: OnEvent = log_event,
+        server_now: Callable[[], float | None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         member = Member(stream, group, name, delete)
+        self.stream = stream
+        self.group = group
         self.last_read = monotonic()
+        self.latency = Latency()
         self.in_flight = InFlight(acks, member, on_event)
         self._member = member
         self._reader = GroupReader(client, acks, member)
@@ -133,6 +145,7 @@ class Consumer:
         self._tries = tries
         self._min_idle = min_idle
         self._on_event = on_event
+        self._server_now = server_now
         self._monotonic = monotonic
         self._attempts = Attempts(stream, on_event)
         self._prepared = False
@@ -154,6 +167,26 @@ class Consumer:
     def handed_over(self) -> int:
         """Entries given to the handler."""
         return self._intake.handed_over
+
+    @property
+    def redelivered(self) -> int:
+        """Entries that had been delivered before, to us or to another consumer."""
+        return self._intake.redelivered
+
+    @property
+    def connected(self) -> bool:
+        """The last read reached the server."""
+        return self._attempts.connected
+
+    @property
+    def reconnects(self) -> int:
+        """How often a connection, of reads or acknowledgements, was lost and came back."""
+        return self._attempts.reconnects + self.in_flight.reconnects
+
+    @property
+    def read_age(self) -> float:
+        """Seconds since the read loop last went round."""
+        return self._monotonic() - self.last_read
 
     @property
     def lost(self) -> int:
@@ -221,16 +254,24 @@ class Consumer:
             reading.start_soon(self._read_until_stopped, send)
             async for beginning, entries in receive:
                 self.last_read = self._monotonic()
+                self._intake.suspicion.tell_late()
                 if beginning != self._beginnings:
                     # It comes again, behind what has to be taken first.
                     self._let_go(entries)
                     continue
+                self._time(entries)
                 try:
                     await self._intake.take(entries)
                 except (RedisError, OSError) as error:
                     self._let_go(entries)
                     self._wait = self._failed(error)
                     self._reading.cancel()
+
+    def _time(self, entries: list[Delivered]) -> None:
+        now = self._server_now()
+        if now is not None and entries and not entries[0].redelivered:
+            milliseconds, _ = parse_entry_id(entries[0].entry_id)
+            self.latency.observe(now - milliseconds / 1000)
 
     async def _read_until_stopped(
         self, send: ObjectSendStream[tuple[int, list[Delivered]]]

@@ -26,6 +26,8 @@ KEPT_BYTES: Final = (1 << 20) - (64 << 10)
 """Of the entry's own bytes: a letter is a message, and with all around it has to be under 1 MiB."""
 
 _DETAIL: Final = 4096  # characters
+_FIELDS: Final = 2048
+"""Fields kept of an entry: each costs its letter some bytes beside its own."""
 _PAGE: Final = 100
 
 
@@ -45,7 +47,7 @@ def build(
         entry: Which one.
         reason: One word, for programs.
         detail: One sentence, for people.
-        fields: The entry as it was; what is over ``KEPT_BYTES`` is cut off.
+        fields: The entry as it was; what is over ``KEPT_BYTES``, or 2048 fields, is cut off.
         consumer: Who gave it up.
         deliveries: How often it was delivered.
         clock: Nanoseconds since the epoch.
@@ -68,7 +70,8 @@ def build(
         kept_name = name[:room]
         kept = value[: room - len(kept_name)]
         letter.truncated |= len(kept_name) + len(kept) < len(name) + len(value)
-        if room <= 0:
+        if room <= 0 or len(letter.fields) == _FIELDS:
+            letter.truncated = True
             break
         room -= len(kept_name) + len(kept)
         letter.fields.append(DeadLetterField(name=kept_name, value=kept))
@@ -104,7 +107,7 @@ async def bury(client: Redis, letter: DeadLetter, *, ring: KeyRing, delete: bool
         Entry(letter.stream, letter.group, letter.entry_id, delete),
         fields,
         dead=dead,
-        seen=f"{dead}:seen",
+        seen=seen_key(letter.stream),
         begun=begun_key(letter.stream, letter.group),
     )
 
@@ -149,9 +152,19 @@ async def read(
             return
 
 
+def seen_key(stream: str) -> str:
+    """Key of the entries of a stream's slot that have a letter, by when they last got one."""
+    return f"{dead_letters_of(stream)}:seen"
+
+
 def begun_key(stream: str, group: str) -> str:
     """Key of the counts of begun handlings of a group, in the slot of its stream."""
     return f"{stream if run_of(stream) is not None else f'{{{stream}}}'}:begun:{group}"
+
+
+def seen_member(letter: DeadLetter) -> str:
+    """How the entry of a letter is named there."""
+    return f"{letter.stream} {letter.entry_id}"
 
 
 def _letter(opener: Opener, dead: str, entry_id: str, fields: Mapping[bytes, bytes]) -> Letter:

@@ -136,6 +136,8 @@ class InFlight:
         self._on_event = on_event
         self._attempts = Attempts(f"{member.stream} acknowledgements", on_event)
         self._entries: set[str] = set()
+        # On their way to the dead letters: the server may be done with one before we hear of it.
+        self._dying: set[str] = set()
         self._claims_lost: set[str] = set()
         # Finished, by id: acknowledged here, or by somebody else. The younger and the older ones.
         self._finished: dict[str, bool] = {}
@@ -148,6 +150,11 @@ class InFlight:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection of the acknowledgements was lost and came back."""
+        return self._attempts.reconnects
 
     def ids(self) -> frozenset[str]:
         """Of all entries in flight."""
@@ -180,9 +187,32 @@ class InFlight:
         self._entries.add(entry_id)
         return True
 
+    def take_on(self, entry_id: str) -> bool:
+        """A new entry is about to be handed over; false if it must not be.
+
+        The two calls that it stands for are made only where one of them might say no.
+        """
+        if (
+            self._claims_lost
+            or entry_id in self._entries
+            or entry_id in self._finished
+            or entry_id in self._finished_before
+        ):
+            return not self.handed_out_before(entry_id) and self.add(entry_id)
+        self.held.discard(entry_id)
+        self._entries.add(entry_id)
+        return True
+
+    def add_dying(self, entry_id: str) -> None:
+        """An entry is on its way to the dead letters: until it is there, it is in our hands."""
+        self.add(entry_id)
+        self._dying.add(entry_id)
+
     def remove(self, entry_id: str) -> None:
         """An entry isn't in a handler's hands any more, finished or not."""
         self._entries.discard(entry_id)
+        if self._dying:
+            self._dying.discard(entry_id)
         if self._claims_lost:
             self._claims_lost.discard(entry_id)
         if self._changed is not None:
@@ -274,7 +304,7 @@ class InFlight:
             lost.update(await scripts.renew_claims(self._client, stream, group, name, some))
         # Some may have been finished meanwhile.
         still_here = lost & (self._entries | self.held)
-        fresh = still_here - self._waiting.keys() - self._claims_lost
+        fresh = still_here - self._waiting.keys() - self._dying - self._claims_lost
         if fresh:
             self._claims_lost |= fresh
             self._on_event("claims_lost", {"stream": stream, "entries": " ".join(sorted(fresh))})

@@ -19,17 +19,20 @@ from redis.exceptions import RedisError
 from tolaria_bus.leyline import BusMessageType, DeadLetter
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.oona.attempts import Attempts
-from tolaria_bus.oona.dead_letters import begun_key, build, bury
+from tolaria_bus.oona.dead_letters import begun_key, build, bury, seen_key
 from tolaria_bus.oona.events import OnEvent
 from tolaria_bus.oona.handover import Handler, Handover
 from tolaria_bus.oona.in_flight import InFlight, Received
-from tolaria_bus.oona.opening import Opened, Opener, Refused
+from tolaria_bus.oona.opening import IdAhead, Opened, Opener, Refused
 from tolaria_bus.oona.reading import Delivered, Member
-from tolaria_bus.oona.scripts import Entry
-from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.oona.scripts import Entry, mend
+from tolaria_bus.oona.suspicion import Suspicion
+from tolaria_bus.oona.trust import FRESH_AHEAD_MS, KeyRing
 
 _SHOWN: Final = 20  # ids in an event
-_OPENING_SECONDS: Final = 0.002
+_MEND_AT_MOST: Final = 100_000
+"""Entries of a stream that is mended: copying them takes the server less than a second."""
+_OPENING_SECONDS: Final = 0.001
 """Entries are opened for so long before the first of them is handed over."""
 
 
@@ -37,7 +40,9 @@ class Intake:
     """Judges entries and hands them over.
 
     Events: ``entries_lost`` (stream, count, entries), ``dead_letter`` (stream, entry_id, reason,
-    detail), and those of :class:`Attempts` for letters that can't be written.
+    detail), ``stream_mended`` (stream, left_behind): an id from the future kept it from going on,
+    ``stream_blocked`` (stream, entries): the same, but it is too long to be mended, those of
+    :class:`Suspicion`, and those of :class:`Attempts` for letters that can't be written.
 
     Args:
         client: Not the one that blocks.
@@ -54,7 +59,10 @@ class Intake:
     Attributes:
         handed_over: Entries given to the handler.
         lost: Entries that were deleted while they were pending.
+        redelivered: Entries that had been delivered before, to us or to another consumer.
         dead: Entries that became dead letters, by reason.
+        suspicion: Counts forgeries.
+        mend_at_most: Entries of a stream that is mended.
     """
 
     def __init__(
@@ -73,7 +81,10 @@ class Intake:
     ) -> None:
         self.handed_over = 0
         self.lost = 0
+        self.redelivered = 0
         self.dead: Counter[str] = Counter()
+        self.mend_at_most = _MEND_AT_MOST
+        self.suspicion = Suspicion(member.stream, on_event)
         self._client = client
         self._member = member
         self._in_flight = in_flight
@@ -139,12 +150,11 @@ class Intake:
         for entry, opened in judged:
             if self._stopped.is_set():
                 break
-            if self._is_done_with(entry):
-                continue
-            if type(opened) is Opened:
-                await self._hand_over(entry, opened)
-            elif isinstance(opened, Refused):
-                await self._bury_entry(entry, opened.reason, opened.detail)
+            if type(opened) is Opened and entry.fields:
+                if self._in_flight.take_on(entry.entry_id):
+                    await self._hand_over(entry, opened)
+            elif not self._is_done_with(entry) and isinstance(opened, Refused):
+                await self._refuse(entry, opened)
         # Others get the event loop: an alert doesn't wait for commands to be opened.
         await anyio.lowlevel.checkpoint()
         return len(judged)
@@ -153,6 +163,7 @@ class Intake:
         """An entry that was delivered before may be one that kills: it is marked as begun."""
         if self._is_done_with(entry):
             return
+        self.redelivered += 1
         await self._forget_marks()
         begun = await self._mark(entry.entry_id)
         if begun >= self._max_deliveries:
@@ -163,9 +174,10 @@ class Intake:
             opened = self._open(entry)
             self._opener.save_nonces()
         except Refused as refused:
-            await self._bury_entry(entry, refused.reason, refused.detail)
+            await self._refuse(entry, refused)
             return
-        await self._hand_over(entry, opened)
+        if self._in_flight.add(entry.entry_id):
+            await self._hand_over(entry, opened)
         self._taken_on.add(entry.entry_id)
         await self._forget_marks()
 
@@ -223,9 +235,8 @@ class Intake:
     async def _hand_over(self, entry: Delivered, opened: Opened) -> None:
         if self._handover is None:
             raise RuntimeError("the consumer isn't running")
-        if self._in_flight.add(entry.entry_id):
-            self.handed_over += 1
-            await self._handover.hand(Received(self._member, entry, opened, self))
+        self.handed_over += 1
+        await self._handover.hand(Received(self._member, entry, opened, self))
 
     async def _mark(self, entry_id: str) -> int:
         """Say on the server that the handling of an entry begins; how often that was said."""
@@ -237,6 +248,29 @@ class Intake:
         if self._taken_on:
             await self._client.hdel(self._begun, *self._taken_on)
             self._taken_on.clear()
+
+    async def _refuse(self, entry: Delivered, refused: Refused) -> None:
+        self.suspicion.refused(refused, entry.entry_id)
+        await self._bury_entry(entry, refused.reason, refused.detail)
+        if isinstance(refused, IdAhead):
+            await self._mend()
+
+    async def _mend(self) -> None:
+        """After an id from the future: let the stream give ids of today again."""
+        stream = self._member.stream
+        left = await mend(
+            self._client,
+            stream,
+            seen=seen_key(stream),
+            scratch=f"{self._begun}:mending",
+            ahead_ms=FRESH_AHEAD_MS,
+            most=self.mend_at_most,
+        )
+        if left >= 0:
+            self._on_event("stream_mended", {"stream": stream, "left_behind": str(left)})
+        elif left == -2:
+            detail = {"stream": stream, "entries": f"more than {self.mend_at_most}"}
+            self._on_event("stream_blocked", detail)
 
     async def _bury_entry(self, entry: Delivered, reason: str, detail: str) -> None:
         """Make an entry a dead letter, if not now then when the server can."""
@@ -250,7 +284,7 @@ class Intake:
             clock=self._clock,
         )
         # In flight until then: it isn't read again, and its claim is extended.
-        self._in_flight.add(entry.entry_id)
+        self._in_flight.add_dying(entry.entry_id)
         try:
             await self._write(letter)
         except (RedisError, OSError) as error:

@@ -24,6 +24,7 @@ class Packet:
         durable: It may not be lost.
         message: The message; ``None`` if it is in the spool.
         number: Its number in the spool, if it is there.
+        put_at: When it was put, on the outbox's clock; 0 if that isn't measured.
         done: It was delivered, or is left alone: it isn't to be sent again.
     """
 
@@ -35,6 +36,7 @@ class Packet:
     durable: bool
     message: Message | None
     number: int | None = None
+    put_at: float = 0.0
     done: bool = False
 
 

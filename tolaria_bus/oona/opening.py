@@ -50,11 +50,18 @@ _PRIORITIES: Final = frozenset(MessagePriority.values())
 class Refused(Exception):
     """An entry can't be used; it belongs into the dead letters."""
 
-    def __init__(self, reason: RefusedReason, detail: str) -> None:
+    def __init__(self, reason: RefusedReason, detail: str, key_id: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason: RefusedReason = reason
         self.detail = detail
         """One sentence for people, naming the field and the value."""
+        self.key_id = key_id
+        """The key that an entry with a bad signature, nonce or audience says it was signed with;
+        nothing where signing is off."""
+
+
+class IdAhead(Refused):
+    """The entry's own id is ahead of the server: so are all that are added after it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -130,7 +137,7 @@ class Opener:
         allow_json: bool = True,
         server_now_ms: Callable[[], int | None] = lambda: None,
     ) -> None:
-        self._ring = ring
+        self._keys = ring.keys
         self._nonces = nonces
         self._compat_key = None if compat_secret is None else Key(compat_secret)
         self.signed = ring.enabled or compat_secret is not None
@@ -192,13 +199,16 @@ class Opener:
         except DecodeError as error:
             raise Refused("malformed", f"not a BusEnvelope: {error}") from None
         # The key's id decides in nearly every case, and is cheap to look at.
-        complete = bool(envelope.key_id) or not _only_compat_fields(envelope)
+        key_id = envelope.key_id
+        complete = bool(key_id) or not _only_compat_fields(envelope)
         trusted = self.signed and complete
         if self.signed:
-            self._verify(envelope, complete, payload, signature)
+            key = self._keys.get(key_id) if complete else self._compat_key
+            if signature is None or key is None or not key.made(payload, signature):
+                self._refuse_signature(key_id, complete, key, signature)
         audience = envelope.audience
         if audience != stream and (audience or trusted):
-            _refuse_audience(audience, stream)
+            _refuse_audience(audience, stream, key_id if trusted else "")
         entry_ns = entry[0] * 1_000_000
         issued_at_ns = envelope.issued_at_ns
         if issued_at_ns or trusted:
@@ -211,7 +221,12 @@ class Opener:
         if envelope.priority not in _PRIORITIES:
             _refuse_priority(envelope.priority)
         if trusted:
-            self._check_nonce(envelope.nonce, stream, entry)
+            nonce = envelope.nonce
+            if len(nonce) != NONCE_BYTES:
+                detail = f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}"
+                raise Refused("malformed", detail)
+            if self._nonces is not None and not self._nonces.check(nonce, stream, entry):
+                raise Refused("replay", "the nonce came in another entry before", key_id)
         if undated(message):
             return _dated(message, envelope, issued_at_ns or entry_ns)
         return Opened(message, envelope, issued_at_ns or entry_ns)
@@ -237,27 +252,18 @@ class Opener:
             return _dated(message, envelope, issued_at_ns)
         return Opened(message, envelope, issued_at_ns)
 
-    def _verify(
-        self, envelope: BusEnvelope, complete: bool, payload: bytes, signature: bytes | None
-    ) -> None:
+    def _refuse_signature(
+        self, key_id: str, complete: bool, key: Key | None, signature: bytes | None
+    ) -> NoReturn:
         if signature is None:
-            raise Refused("signature", "the entry is not signed, and signing is on")
-        if complete:
-            key = self._ring.get(envelope.key_id)
-        elif self._compat_key is not None:
-            key = self._compat_key
+            detail = "the entry is not signed, and signing is on"
+        elif key is not None:
+            detail = "the signature doesn't match the payload"
+        elif complete:
+            detail = f"key_id {key_id[:64]!r} is not in the key ring"
         else:
-            raise Refused("signature", "key_id is empty: envelopes of fields 1-3 are off")
-        if key is None:
-            raise Refused("signature", f"key_id {envelope.key_id[:64]!r} is not in the key ring")
-        if not key.made(payload, signature):
-            raise Refused("signature", "the signature doesn't match the payload")
-
-    def _check_nonce(self, nonce: bytes, stream: str, entry: EntryId) -> None:
-        if len(nonce) != NONCE_BYTES:
-            raise Refused("malformed", f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
-        if self._nonces is not None and not self._nonces.check(nonce, stream, entry):
-            raise Refused("replay", "the nonce came in another entry before")
+            detail = "key_id is empty: envelopes of fields 1-3 are off"
+        raise Refused("signature", detail, key_id)
 
 
 def _only_compat_fields(envelope: BusEnvelope) -> bool:
@@ -267,12 +273,12 @@ def _only_compat_fields(envelope: BusEnvelope) -> bool:
 def _refuse_entry_ahead(entry_id: str, ahead_ms: int) -> NoReturn:
     # Such an id would move the end of every window of this stream.
     detail = f"entry id {entry_id} is {ahead_ms / 1000:.1f} s ahead of the server"
-    raise Refused("future", detail)
+    raise IdAhead("future", detail)
 
 
-def _refuse_audience(audience: str, stream: str) -> NoReturn:
+def _refuse_audience(audience: str, stream: str, key_id: str) -> NoReturn:
     detail = f"audience {audience[:200]!r} is not the stream {stream!r}"
-    raise Refused("audience", detail)
+    raise Refused("audience", detail, key_id)
 
 
 def _refuse_delay(delay_ns: int) -> NoReturn:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final
@@ -28,6 +29,7 @@ from tolaria_bus.leyline import (
     SpooledPacket,
     TelemetryPacket,
 )
+from tolaria_bus.oona.counts import StreamCounts
 from tolaria_bus.oona.envelope import new_message_id, wrap
 from tolaria_bus.oona.folding import WINDOW, Folding, alert_kind
 from tolaria_bus.oona.lanes import Bell, Lane, Packet
@@ -36,6 +38,8 @@ from tolaria_bus.oona.streams import Streams
 
 _LOW: Final = MessagePriority.MESSAGE_PRIORITY_LOW
 _HIGH: Final = MessagePriority.MESSAGE_PRIORITY_HIGH
+_TIMED: Final = 64
+"""One packet of so many is timed, besides those of priority HIGH and above."""
 
 
 class Outbox:
@@ -58,6 +62,7 @@ class Outbox:
         spooled: Rings when something was added to the spool.
         depth: Packets put and not yet delivered, those being sent among them.
         shed: How many were refused, by priority.
+        by_stream: What was done for each stream.
         unspooled: Durable packets that are in memory only, because the spool was full.
         unreadable: Spool records that are no packets; they stay where they are.
     """
@@ -82,6 +87,7 @@ class Outbox:
         self.spooled = Bell()
         self.depth = 0
         self.shed: dict[MessagePriority.ValueType, int] = {}
+        self.by_stream: dict[str, StreamCounts] = defaultdict(StreamCounts)
         self.unspooled = 0
         self.unreadable = 0
         self._emergency_stream = streams.emergency
@@ -89,6 +95,7 @@ class Outbox:
         self._folding: Folding[Packet] = Folding(fold)
         self._monotonic = monotonic
         self._source = source or f"run/{run}"
+        self._puts = 0
         if spool is not None:
             self._take_up(spool)
 
@@ -124,6 +131,7 @@ class Outbox:
         with self._lock:
             if not must and self._full_for(priority):
                 self.shed[priority] = self.shed.get(priority, 0) + 1
+                self.by_stream[stream].shed[priority] += 1
                 return False
             packet = Packet(
                 stream=stream,
@@ -135,6 +143,9 @@ class Outbox:
                 durable=must if durable is None else durable,
                 message=message,
             )
+            self._puts += 1
+            if priority >= _HIGH or self._puts % _TIMED == 0:
+                packet.put_at = self._monotonic()
             if stream == self._emergency_stream and self._fold(packet, message):
                 return True
             self._store(packet)
@@ -181,6 +192,10 @@ class Outbox:
     def delivered(self, packet: Packet) -> None:
         """The server has it: forget it."""
         self.leave(packet)
+        counts = self.by_stream[packet.stream]
+        counts.published += 1
+        if packet.put_at:
+            counts.latency.observe(self._monotonic() - packet.put_at)
         if self.spool is not None and packet.number is not None:
             self.spool.drop(packet.number)
 
@@ -206,6 +221,9 @@ class Outbox:
         repeats = self._folding.repeats(kind, self._monotonic())
         if repeats == 0:
             return False
+        self.by_stream[packet.stream].folded += 1
+        # Its wait is meant.
+        packet.put_at = 0.0
         if repeats > 1:
             message.folded = repeats
         replaced = self._folding.hold(kind, packet)
@@ -232,6 +250,7 @@ class Outbox:
             self.unspooled += 1
             return
         packet.message = None
+        self.by_stream[packet.stream].spooled += 1
         self.spooled.ring()
 
     def _wrap(self, packet: Packet, message: Message) -> BusEnvelope:

@@ -62,7 +62,8 @@ class Publisher:
         clock: Nanoseconds since the epoch.
 
     Attributes:
-        connected: By lane (``bulk``, ``emergency``): the last attempt reached the server.
+        attempts: By lane (``bulk``, ``emergency``): what its connection went through.
+        connected: By lane: the last attempt reached the server.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Publisher:
         batch: int = BATCH,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
+        self.attempts = {name: Attempts(name, on_event) for name in ("bulk", "emergency")}
         self.connected = {"bulk": True, "emergency": True}
         self._outbox = outbox
         self._batch = batch
@@ -145,7 +147,7 @@ class Publisher:
         self._scope.cancel()
 
     async def _pump(self, name: str, lane: Lane) -> None:
-        attempts = Attempts(name, self._on_event)
+        attempts = self.attempts[name]
         sender = self._senders[name]
         with _Sleeper(lane.bell) as sleeper:
             while True:

@@ -52,6 +52,11 @@ def run_of(stream: str) -> str | None:
     return None if found is None else found[1]
 
 
+def groups_of(stream: str) -> str:
+    """Return the key of what is known of a stream's groups (``trim.lua``), in the same slot."""
+    return f"{stream if '{' in stream else f'{{{stream}}}'}:groups"
+
+
 @dataclass(frozen=True, slots=True)
 class Streams:
     """The keys under one prefix. Methods taking a run refuse a bad id with ``ValueError``."""

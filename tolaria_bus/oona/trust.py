@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import struct
-from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Final, Self
 
@@ -19,7 +21,8 @@ FRESH_AHEAD_MS: Final = 5_000
 """How far a sender's clock may be ahead of the server's."""
 NONCE_BYTES: Final = 16
 
-_DIGITS: Final = 20  # of a 64-bit number
+_END: Final = 1 << 64
+_LONGEST: Final = 41  # characters of an entry id: two 64-bit numbers and a dash
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logging.getLogger(__name__)
 
@@ -81,9 +84,10 @@ class KeyRing:
             raise ValueError("signing is off: the key ring is empty")
         return self.signing_key, self._keys[self.signing_key].sign(payload)
 
-    def get(self, key_id: str) -> Key | None:
-        """Return the key of that name."""
-        return self._keys.get(key_id)
+    @property
+    def keys(self) -> Mapping[str, Key]:
+        """The keys by their ids."""
+        return self._keys
 
     def verify(self, key_id: str, payload: bytes, signature: bytes) -> bool:
         """Tell whether the key named ``key_id`` made ``signature``, in constant time."""
@@ -112,9 +116,21 @@ EntryId = tuple[int, int]
 """Milliseconds and sequence of a stream entry's id."""
 
 _PLACE = struct.Struct("<8sQQ")  # stream (hash), entry id: milliseconds, sequence
+_KEY_BYTES: Final = 8
 _RECORD_BYTES = NONCE_BYTES + _PLACE.size
 _FLUSHED_BYTES: Final = 64 << 10
 """Written without being asked, so that what nobody flushes takes no memory."""
+
+
+@dataclass(slots=True)
+class _StreamNonces:
+    """Nonces of one stream in order of arrival: the younger ones, and before them the older."""
+
+    key: bytes
+    highest: int = 0  # milliseconds of the highest entry id
+    young: list[bytes] = field(default_factory=list)
+    old: list[bytes] = field(default_factory=list)
+    old_highest: int = 0  # milliseconds, of the older ones
 
 
 class NonceWindow:
@@ -132,12 +148,12 @@ class NonceWindow:
 
     WINDOW_MS: Final = FRESH_BACK_MS + FRESH_AHEAD_MS
     KEPT_AT_LEAST: Final = 4_096
+    """Of each stream."""
     _COMPACT_FROM: Final = 8_192
 
     def __init__(self, path: Path | None = None) -> None:
         self._seen: dict[bytes, bytes] = {}  # nonce to where it came from, packed
-        self._order: deque[bytes] = deque()
-        self._highest: dict[bytes, int] = {}
+        self._streams: dict[bytes, _StreamNonces] = {}
         self._path = path
         self._file: int | None = None
         self._unwritten = bytearray()
@@ -158,18 +174,16 @@ class NonceWindow:
         """
         if len(nonce) != NONCE_BYTES:
             raise ValueError(f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
-        key = _stream_key(stream)
-        place = _PLACE.pack(key, *entry)
+        place = _PLACE.pack(_stream_key(stream), *entry)
         seen = self._seen.get(nonce)
         if seen is not None:
             return seen == place
-        self._remember(nonce, place, key, entry[0])
+        self._remember(nonce, place, entry[0])
         if self._path is not None:
-            self._unwritten += nonce + place
+            self._unwritten += nonce
+            self._unwritten += place
             if len(self._unwritten) >= _FLUSHED_BYTES:
                 self.flush()
-        if len(self._order) > self.KEPT_AT_LEAST:
-            self._prune()
         return True
 
     def flush(self) -> None:
@@ -203,20 +217,26 @@ class NonceWindow:
             os.close(self._file)
             self._file = None
 
-    def _remember(self, nonce: bytes, place: bytes, key: bytes, milliseconds: int) -> None:
+    def _remember(self, nonce: bytes, place: bytes, milliseconds: int) -> None:
         self._seen[nonce] = place
-        self._order.append(nonce)
-        if milliseconds > self._highest.get(key, -1):
-            self._highest[key] = milliseconds
+        key = place[:_KEY_BYTES]
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = _StreamNonces(key)
+        if milliseconds > stream.highest:
+            stream.highest = milliseconds
+        stream.young.append(nonce)
+        if len(stream.young) >= self.KEPT_AT_LEAST:
+            self._forget_old(stream)
 
-    def _prune(self) -> None:
-        # Oldest arrivals first. One that is still in its window keeps the later ones: they are
-        # mostly younger, and the bound is what counts.
-        while len(self._order) > self.KEPT_AT_LEAST:
-            key, milliseconds, _ = _PLACE.unpack(self._seen[self._order[0]])
-            if milliseconds >= self._highest[key] - self.WINDOW_MS:
-                break
-            del self._seen[self._order.popleft()]
+    def _forget_old(self, stream: _StreamNonces) -> None:
+        """Forget the older half once all of it is out of its window."""
+        if stream.old and stream.old_highest >= stream.highest - self.WINDOW_MS:
+            return
+        for nonce in stream.old:
+            del self._seen[nonce]
+        stream.old, stream.young = stream.young, []
+        stream.old_highest = stream.highest
 
     def _load(self, path: Path) -> None:
         data = path.read_bytes() if path.exists() else b""
@@ -224,8 +244,8 @@ class NonceWindow:
             nonce = data[start : start + NONCE_BYTES]
             place = data[start + NONCE_BYTES : start + _RECORD_BYTES]
             if nonce not in self._seen:
-                key, milliseconds, _ = _PLACE.unpack(place)
-                self._remember(nonce, place, key, milliseconds)
+                _, milliseconds, _ = _PLACE.unpack(place)
+                self._remember(nonce, place, milliseconds)
         self._compact()
 
     def _compact(self) -> None:
@@ -234,7 +254,8 @@ class NonceWindow:
             return
         scratch = self._path.with_name(self._path.name + ".new")
         try:
-            scratch.write_bytes(b"".join(nonce + self._seen[nonce] for nonce in self._order))
+            kept = chain.from_iterable(chain(s.old, s.young) for s in self._streams.values())
+            scratch.write_bytes(b"".join(nonce + self._seen[nonce] for nonce in kept))
             scratch.chmod(0o600)
             scratch.replace(self._path)
             fresh = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -258,13 +279,14 @@ def parse_entry_id(entry_id: str) -> EntryId:
     Raises:
         ValueError: it isn't ``milliseconds-sequence``, both of at most 64 bits.
     """
-    first, dash, last = entry_id.partition("-")
+    first, _, last = entry_id.partition("-")
     # isdigit alone also takes other alphabets' digits.
-    digits = entry_id.isascii() and first.isdigit() and last.isdigit()
-    if not (dash and digits and len(first) <= _DIGITS and len(last) <= _DIGITS):
+    if not (
+        first.isdigit() and last.isdigit() and entry_id.isascii() and len(entry_id) <= _LONGEST
+    ):
         raise ValueError(f"entry id {entry_id[:60]!r}: must be milliseconds-sequence")
     numbers = int(first), int(last)
-    if max(numbers) >= 1 << 64:
+    if numbers[0] >= _END or numbers[1] >= _END:
         raise ValueError(f"entry id {entry_id[:60]!r}: more than 64 bits")
     return numbers
 

@@ -26,10 +26,15 @@ from tolaria_bus.leyline import (
 )
 from tolaria_bus.leyline.codec import encode, short_name
 from tolaria_bus.oona.consumer import Received
+from tolaria_bus.oona.dead_letters import build
 from tolaria_bus.oona.outbox import Outbox
-from tolaria_bus.oona.sealing import new_message_id
+from tolaria_bus.oona.resent import is_resent
+from tolaria_bus.oona.scripts import Entry
+from tolaria_bus.oona.sealing import new_message_id, seal
 from tolaria_bus.oona.streams import Streams
+from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.tolaria.control.mailbox import Delivery
+from tolaria_bus.tolaria.control.outcomes import FATAL
 
 
 class BusOutbound:
@@ -39,6 +44,7 @@ class BusOutbound:
         outbox: Takes packets from any thread, in microseconds.
         streams: Names of the streams.
         run: The run's id.
+        ring: Signs what a dead letter of the trainer's holds.
         on_outcome: Told, on the trainer's thread, once an entry's outcome is in the outbox.
     """
 
@@ -48,11 +54,13 @@ class BusOutbound:
         streams: Streams,
         run: str,
         on_outcome: Callable[[CommandOutcome, Delivery], None] = lambda *_: None,
+        ring: KeyRing | None = None,
     ) -> None:
         self._outbox = outbox
         self._streams = streams
         self._run = run
         self._on_outcome = on_outcome
+        self._ring = ring or KeyRing()
 
     def telemetry(self, packet: TelemetryPacket, priority: MessagePriority.ValueType) -> None:
         """HIGH and CRITICAL to the emergency stream, the rest to the run's telemetry."""
@@ -82,9 +90,16 @@ class BusOutbound:
         )
 
     def outcome(self, outcome: CommandOutcome, delivery: Delivery | None) -> None:
-        """To the run's outcomes; with a delivery, its entry is finished in the same step."""
+        """To the run's outcomes; with a delivery, its entry is finished in the same step.
+
+        A command that was given up is the exception: its entry becomes a dead letter, which
+        ``on_outcome`` sees to. Where the entry is gone the letter is made here.
+        """
         settlement = None
-        if delivery is not None and delivery.group:
+        given_up = outcome.code == FATAL
+        if given_up and delivery is not None and delivery.entry_gone:
+            self._dead_letter(outcome.reason, delivery)
+        if delivery is not None and delivery.group and not given_up:
             settlement = Settlement(
                 stream=delivery.stream,
                 group=delivery.group,
@@ -103,6 +118,22 @@ class BusOutbound:
         )
         if delivery is not None:
             self._on_outcome(outcome, delivery)
+
+    def _dead_letter(self, reason: str, delivery: Delivery) -> None:
+        """A letter about a command of which the journal alone has the bytes."""
+        fields = seal(
+            delivery.command, stream=delivery.stream, source=delivery.source, ring=self._ring
+        )
+        letter = build(
+            Entry(delivery.stream, "", delivery.entry_id), FATAL, reason, fields, consumer=self._run
+        )
+        self._outbox.put(
+            letter,
+            stream=self._streams.dead_letters_of(delivery.stream),
+            priority=MessagePriority.MESSAGE_PRIORITY_HIGH,
+            message_id=f"{delivery.stream}/{delivery.entry_id}",
+            durable=True,
+        )
 
     def report(self, report: FieldReport) -> None:
         """To the run's reports."""
@@ -142,6 +173,7 @@ def command_delivery(received: Received) -> Delivery:
         priority=received.opened.priority,
         group=received.group,
         digest=received.opened.digest,
+        resent=is_resent(received.opened.envelope, received.stream),
     )
 
 
@@ -172,6 +204,7 @@ def signal_delivery(received: Received, run: str) -> Delivery | None:
         source=received.opened.source,
         priority=MessagePriority.MESSAGE_PRIORITY_CRITICAL,
         group=received.group,
+        resent=is_resent(received.opened.envelope, received.stream),
     )
 
 

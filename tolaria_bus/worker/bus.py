@@ -16,6 +16,7 @@ from typing import Any, Self
 import structlog
 from anyio import create_task_group
 from anyio.abc import TaskGroup
+from prometheus_client.registry import CollectorRegistry
 from redis.exceptions import RedisError
 
 from tolaria_bus.leyline import CommandOutcome, MessagePriority
@@ -24,14 +25,17 @@ from tolaria_bus.oona.consumer import Consumer, Received
 from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.directory import beat, runs, write_status
 from tolaria_bus.oona.lease import Lease
+from tolaria_bus.oona.metrics import stalled
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
+from tolaria_bus.oona.retention import Janitor, retentions
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing, NonceWindow
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
+from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.summary import Progress
 from tolaria_bus.worker.bridge import (
@@ -42,11 +46,28 @@ from tolaria_bus.worker.bridge import (
     command_delivery,
     signal_delivery,
 )
+from tolaria_bus.worker.measuring import measure
 
+GROUP = "tolaria"
+"""Of a run's own stream; on shared ones each run has its own, ``tolaria.RUN``."""
 BLOCK = timedelta(seconds=2)
 """How long a reader waits in the server; a stop is noticed at once all the same."""
 COMPAT_SECRET = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
-LOUD = frozenset({"entries_lost", "group_recreated", "refused", "spool_failed", "unspooled"})
+LOUD = frozenset(
+    {
+        "bad_signatures",
+        "entries_cut",
+        "entries_lost",
+        "group_recreated",
+        "group_removed",
+        "length_limit",
+        "refused",
+        "spool_failed",
+        "stream_blocked",
+        "stream_mended",
+        "unspooled",
+    }
+)
 """Events of the bus that somebody has to know."""
 
 
@@ -65,6 +86,7 @@ class Bus:
         ring: Signs and verifies.
         mailbox: Where commands go.
         new: Take a run id that the server knows though the folder is empty.
+        registry: Where metrics are wanted.
 
     Attributes:
         outbound: The trainer's way out.
@@ -80,6 +102,7 @@ class Bus:
         mailbox: Mailbox,
         *,
         new: bool = False,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         self._url = url
         self._run = run
@@ -88,8 +111,17 @@ class Bus:
         self._ring = ring
         self._mailbox = mailbox
         self._new = new
+        self._registry = registry
         self._log = structlog.get_logger().bind(run=run)
         self._streams = Streams(settings.prefix)
+        self._retentions = retentions(
+            self._streams,
+            run,
+            telemetry=settings.telemetry_stream_length,
+            limit=settings.stream_length_limit,
+            age=timedelta(days=settings.stream_age_days),
+            dead_age=timedelta(days=settings.dead_letter_age_days),
+        )
         self._token = folder.ledger.starts + 1
         self._began = time.time()
         self._open: dict[tuple[str, str], Received] = {}
@@ -116,13 +148,17 @@ class Bus:
             self._outbox = Outbox(
                 self._settings.outbox_capacity, self._spool, self._streams, self._run
             )
-            self.outbound = BusOutbound(self._outbox, self._streams, self._run, self._forget_soon)
+            self.outbound = BusOutbound(
+                self._outbox, self._streams, self._run, self._finish_soon, self._ring
+            )
             self._publisher = await self._make_publisher(stack)
             self._tasks: TaskGroup = await stack.enter_async_context(create_task_group())
             stack.callback(lambda: self._tasks.cancel_scope.cancel())
             self._tasks.start_soon(self._publisher.run)
             self._tasks.start_soon(self._lease.keep)
             await self._start_consumers(stack)
+            self._start_janitor()
+            self._measure()
             self._stack = stack.pop_all()
         return self
 
@@ -147,6 +183,10 @@ class Bus:
         except (RedisError, OSError) as error:
             self._log.warning("the lease was not given back; it will lapse", reason=str(error))
 
+    def stalled(self) -> str:
+        """Which read loops stand still, in one line; empty if none does. Any thread may ask."""
+        return stalled(self._consumers)
+
     def sync(self) -> None:
         """Make the spool durable: for a process that is about to be ended."""
         self._spool.sync()
@@ -167,6 +207,7 @@ class Bus:
             "accuracy": progress.accuracy,
             "learning_rate": progress.lr,
             "mode": progress.mode,
+            "read_age": round(max(consumer.read_age for consumer in self._consumers), 1),
             "timeline": progress.timeline,
             "deferred": [item.command_id for item in self._folder.ledger.deferred()],
         }
@@ -212,9 +253,7 @@ class Bus:
             self._outbox,
             self._ring,
             token=self._token,
-            lengths={
-                self._streams.telemetry(self._run): self._settings.telemetry_stream_length,
-            },
+            lengths={stream: kept.hard for stream, kept in self._retentions.items()},
             copies=_copies(self._settings),
             on_event=self._on_event,
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
@@ -230,7 +269,10 @@ class Bus:
             compat_secret=secret.encode() or None,
             server_now_ms=self._clock.now_ms,
         )
-        own, shared = "tolaria", f"tolaria.{self._run}"
+        own, shared = GROUP, f"{GROUP}.{self._run}"
+        # Only a run that never began has nothing to catch up with; one whose groups are gone was
+        # away too long, or its server was wiped.
+        begins = "0" if self._folder.ledger.starts else "$"
         for stream, group, accept, delete in (
             (self._streams.control(self._run), own, COMMANDS, True),
             (self._streams.fleet_control, shared, COMMANDS, False),
@@ -251,14 +293,45 @@ class Bus:
                 ring=self._ring,
                 accept=accept,
                 delete=delete,
-                start="0" if delete else "$",
+                start="0" if delete else begins,
                 block=BLOCK,
                 on_event=self._on_event,
+                server_now=self._clock.now,
             )
             self._consumers.append(consumer)
             handler = self._take_signal if accept is ALERTS else self._take_command
             await consumer.prepare()
             self._tasks.start_soon(partial(consumer.run, handler))
+
+    def _start_janitor(self) -> None:
+        shared = [f"{GROUP}.{self._run}"]
+        janitor = Janitor(
+            self._client,
+            self._retentions,
+            own={
+                self._streams.control(self._run): [GROUP],
+                self._streams.fleet_control: shared,
+                self._streams.emergency: shared,
+            },
+            lease=timedelta(days=self._settings.group_lease_days),
+            on_event=self._on_event,
+        )
+        self._tasks.start_soon(janitor.run)
+
+    def _measure(self) -> None:
+        if self._registry is not None:
+            sampler = measure(
+                self._registry,
+                self._client,
+                self._streams,
+                self._run,
+                consumers=self._consumers,
+                publisher=self._publisher,
+                outbox=self._outbox,
+                clock=self._clock,
+                on_event=self._on_event,
+            )
+            self._tasks.start_soon(sampler.run)
 
     async def _take_command(self, received: Received) -> None:
         self._post(received, command_delivery(received))
@@ -274,17 +347,30 @@ class Bus:
         self._open[received.stream, received.entry_id] = received
         self._mailbox.post(delivery)
 
-    def _forget_soon(self, outcome: CommandOutcome, delivery: Delivery) -> None:
-        """The outcome is in the spool and finishes the entry. Called on the training thread."""
-        del outcome
+    def _finish_soon(self, outcome: CommandOutcome, delivery: Delivery) -> None:
+        """The outcome is in the spool and finishes the entry. Called on the training thread.
+
+        That of a command that was given up doesn't: its entry becomes a dead letter here.
+        """
         key = delivery.stream, delivery.entry_id
 
-        def forget() -> None:
+        def finish() -> None:
             received = self._open.pop(key, None)
-            if received is not None:
+            if received is None:
+                return
+            if outcome.code == FATAL:
+                self._tasks.start_soon(self._bury, received, outcome.reason)
+            else:
                 received.forget()
 
-        self._loop.call_soon_threadsafe(forget)
+        self._loop.call_soon_threadsafe(finish)
+
+    async def _bury(self, received: Received, reason: str) -> None:
+        try:
+            await received.dead_letter(FATAL, reason)
+        except (RedisError, OSError) as error:
+            # Only while leaving. The entry stays pending, and the next start comes here again.
+            self._log.warning("no dead letter yet", entry_id=received.entry_id, reason=str(error))
 
     def _lease_lost(self, reason: str) -> None:
         self._log.error("the run was taken over: stopping", reason=reason)

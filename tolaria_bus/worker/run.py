@@ -19,16 +19,18 @@ from typing import NoReturn
 
 import anyio
 import structlog
+from prometheus_client.registry import CollectorRegistry
 
 from tolaria_bus.oona.connection import check
 from tolaria_bus.oona.embedded import EmbeddedServer
-from tolaria_bus.settings import Settings
+from tolaria_bus.settings import SettingError, Settings
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.engine.job import Job, load_job
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.summary import RunSummary
 from tolaria_bus.tolaria.trainer import Trainer
 from tolaria_bus.worker.bus import Bus
+from tolaria_bus.worker.endpoint import Endpoint
 from tolaria_bus.worker.leaving import exit_at_once, watch_signals
 from tolaria_bus.worker.logs import configure
 from tolaria_bus.worker.spec import WorkerSpec, check_trust, key_ring, new_run_id, run_path
@@ -44,6 +46,8 @@ class _Prepared:
     run: str
     folder: RunFolder
     url: str
+    endpoint: Endpoint | None
+    registry: CollectorRegistry
 
 
 def run_worker(spec: WorkerSpec) -> RunSummary:
@@ -72,7 +76,9 @@ def run_worker(spec: WorkerSpec) -> RunSummary:
         url = spec.settings.redis_url or _embedded(stack, path, run)
         if warning := check_trust(spec.settings, ring, url):
             log.warning(warning)
-        prepared = _Prepared(spec, job, run, folder, url)
+        registry = CollectorRegistry()
+        endpoint = _endpoint(stack, spec.settings, registry)
+        prepared = _Prepared(spec, job, run, folder, url, endpoint, registry)
         return anyio.run(_serve, prepared, backend="asyncio", backend_options={"use_uvloop": True})
 
 
@@ -82,6 +88,19 @@ def _embedded(stack: ExitStack, path: Path, run: str) -> str:
         "embedded server", run=run, address=server.url, by_hand=server.cli, folder=str(path)
     )
     return server.url
+
+
+def _endpoint(stack: ExitStack, settings: Settings, registry: CollectorRegistry) -> Endpoint | None:
+    if settings.metrics_port is None:
+        return None
+    host, port = settings.metrics_host, settings.metrics_port
+    try:
+        endpoint = stack.enter_context(Endpoint(host, port, registry))
+    except OSError as error:
+        text = f"can't listen at {host}: {error.strerror or error}"
+        raise SettingError(f"setting metrics_port = {port}: {text}") from None
+    structlog.get_logger().info("metrics", address=f"{endpoint.url}/metrics")
+    return endpoint
 
 
 async def _serve(prepared: _Prepared) -> RunSummary:
@@ -96,8 +115,11 @@ async def _serve(prepared: _Prepared) -> RunSummary:
         key_ring(settings),
         mailbox,
         new=prepared.spec.new,
+        registry=prepared.registry if prepared.endpoint is not None else None,
     )
     async with bus:
+        if prepared.endpoint is not None:
+            prepared.endpoint.health = bus.stalled
         trainer: list[Trainer] = []
 
         def train() -> RunSummary:

@@ -47,6 +47,7 @@ _APPEND_ONCE: Final = Script("append_once")
 _SETTLE: Final = Script("settle")
 _ACK: Final = Script("ack")
 _DEAD_LETTER: Final = Script("dead_letter")
+_MEND: Final = Script("mend")
 _RENEW_CLAIMS: Final = Script("renew_claims")
 _LEASE_ACQUIRE: Final = Script("lease_acquire")
 _LEASE_RENEW: Final = Script("lease_renew")
@@ -218,6 +219,29 @@ async def dead_letter(
     place = (entry.group, entry.entry_id, int(entry.delete), keep)
     reply = await _DEAD_LETTER.run(client, [dead, entry.stream, seen, begun], [*place, *pairs])
     return bytes(reply).decode()
+
+
+async def mend(
+    client: Redis, stream: str, *, seen: str, scratch: str, ahead_ms: int, most: int
+) -> int:
+    """Give a stream back its clock, after entries with ids far ahead of it; see ``mend.lua``.
+
+    Args:
+        client: Any client.
+        stream: Key of the stream.
+        seen: Key of the entries that have a dead letter.
+        scratch: A key in the stream's slot that nobody uses.
+        ahead_ms: How far an id may be ahead of the server's time.
+        most: Entries that are copied, at most.
+
+    Returns:
+        How many entries were left behind; -1: nothing was done; -2: there are more than ``most``.
+
+    Raises:
+        RedisError: redis-py's.
+    """
+    reply = await _MEND.run(client, [stream, seen, scratch], [ahead_ms, most])
+    return int(reply)
 
 
 async def renew_claims(

@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from tolaria_bus.leyline import (
     AdaptationCommand,
@@ -33,7 +34,7 @@ from tolaria_bus.tolaria.control.commands import CommandRefused, Steerable
 from tolaria_bus.tolaria.control.execution import Execution, journaled
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox, Outbound, in_order
 from tolaria_bus.tolaria.control.mode import held
-from tolaria_bus.tolaria.control.outcomes import Outcomes
+from tolaria_bus.tolaria.control.outcomes import FATAL, Outcomes
 from tolaria_bus.tolaria.control.schedule import due_fence
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
@@ -166,13 +167,14 @@ class Fence:
     def _apply_again(self, intent: CommandIntent) -> None:
         delivery = journaled(intent)
         command = delivery.command
-        recorded = self._ledger.finished(intent.command_id)
+        # Of this very entry: a command that was given up may have been sent again since.
+        recorded = self._ledger.finished(intent.command_id, intent.origin, intent.digest)
         attempts = self._ledger.attempts(intent.command_id)
         if recorded is None and attempts >= MAX_ATTEMPTS:
             self._give_up(delivery, attempts)
             return
         if recorded is not None and (
-            recorded.outcome.code == "fatal" or command.command_type == CommandType.COMMAND_CANCEL
+            recorded.outcome.code == FATAL or command.command_type == CommandType.COMMAND_CANCEL
         ):
             # A cancellation's effect is in the ledger, which has it already.
             return
@@ -188,7 +190,9 @@ class Fence:
             )
 
     def _give_up(self, delivery: Delivery, attempts: int) -> None:
-        refusal = CommandRefused("fatal", f"{attempts} attempts to apply it ended the process")
+        refusal = CommandRefused(FATAL, f"{attempts} attempts to apply it ended the process")
+        gone = self._ledger.was_deferred(delivery.command.command_id)
+        delivery = replace(delivery, entry_gone=gone)
         self._execution.finish(delivery, self._outcomes.refused(delivery.command, refusal))
         self._telemetry.alert(
             "command_given_up", str(refusal), command_id=delivery.command.command_id
@@ -244,7 +248,9 @@ class Fence:
 
     def _receive(self, delivery: Delivery, epoch_ended: int | None) -> None:
         command = delivery.command
-        known = self._ledger.identify(command.command_id, delivery.digest, delivery.origin)
+        known = self._ledger.identify(
+            command.command_id, delivery.digest, delivery.origin, resent=delivery.resent
+        )
         if known is Identity.UNFINISHED:
             return  # Its RESULT waits for the journal, and its outcome with it.
         if known is not Identity.NEW:

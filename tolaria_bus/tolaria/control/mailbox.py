@@ -47,6 +47,9 @@ class Delivery:
         group: The consumer group that owns the entry.
         digest: SHA-256 (32 bytes) of what the sender wrote; a command id is bound to it. Of the
             payload if not given.
+        resent: A replay of dead letters made its entry: an id that was REJECTED or EXPIRED is free
+            for it.
+        entry_gone: Its entry was finished when it was put off; nobody will deliver that again.
     """
 
     command: AdaptationCommand
@@ -57,6 +60,8 @@ class Delivery:
     priority: int = MessagePriority.MESSAGE_PRIORITY_NORMAL
     group: str = ""
     digest: bytes = b""
+    resent: bool = False
+    entry_gone: bool = False
 
     def __post_init__(self) -> None:
         if not self.digest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 from tolaria_bus.leyline import (
     AdaptationCommand,
@@ -15,6 +16,9 @@ from tolaria_bus.leyline import (
 from tolaria_bus.tolaria.control.commands import CommandRefused
 from tolaria_bus.tolaria.recovery.ledger import ID_CONFLICT, Identity
 from tolaria_bus.tolaria.recovery.state import TrainingState
+
+FATAL: Final = "fatal"
+"""Code of the outcome for a command that ended its process too often, and is a dead letter."""
 
 
 class Outcomes:

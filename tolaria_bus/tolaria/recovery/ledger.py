@@ -70,6 +70,7 @@ class _Entry:
     earlier: list[CommandResult] = field(default_factory=list)
     attempts: int = 0
     rolled_back: bool = False
+    put_off: bool = False  # It was DEFERRED in this life, so that its entry is finished.
 
     @property
     def is_applied(self) -> bool:
@@ -81,6 +82,7 @@ class _Entry:
         if self.result is not None:
             self.earlier.append(self.result)
             self.result, self.began, self.attempts = None, 0, 0
+            self.put_off = False
         self.digest = digest
 
 
@@ -189,6 +191,11 @@ class CommandLedger:
         entry = self._entries.get(command_id)
         return None if entry is None else entry.deferred
 
+    def was_deferred(self, command_id: str) -> bool:
+        """Was the command put off, so that its entry is finished and nobody delivers it again?"""
+        entry = self._entries.get(command_id)
+        return entry is not None and entry.put_off
+
     def unfinished(self) -> list[CommandIntent]:
         """INTENTs without a RESULT, in the order of the journal; on dead timelines as well."""
         found = [
@@ -246,7 +253,7 @@ class CommandLedger:
         entry = self._entry(deferred.command_id)
         if not entry.is_applied:
             entry.begin_again(deferred.digest)
-            entry.deferred = deferred
+            entry.deferred, entry.put_off = deferred, True
             # To the end: the order of the dict is the order in which they wait.
             self._entries[deferred.command_id] = self._entries.pop(deferred.command_id)
 
