@@ -10,16 +10,15 @@ Exit code 0 healthy, 1 not; one line says why. Imports no torch: it runs every f
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
 import time
 
-from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
+from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.streams import Streams
 
 LATE = 15.0
@@ -37,20 +36,11 @@ def main() -> int:
     if not url:
         return _say("TOLARIA_REDIS_URL is not set", healthy=False)
     try:
-        with Redis.from_url(
-            url,
-            socket_timeout=REPLY,
-            socket_connect_timeout=REPLY,
-            # The engine asks again soon enough, and counts.
-            retry=Retry(NoBackoff(), 0),
-        ) as client:
-            client.ping()
-            if not run:
-                return _say("the server answers", healthy=True)
-            streams = Streams(os.environ.get("TOLARIA_PREFIX", "oona"))
-            status = client.get(streams.status(run))
+        status = asyncio.run(_ask(url, run))
     except (RedisError, OSError, ValueError) as error:
-        return _say(" ".join(str(error).split()), healthy=False)
+        return _say(" ".join(str(error).split()) or type(error).__name__, healthy=False)
+    if not run:
+        return _say("the server answers", healthy=True)
     if not isinstance(status, bytes):
         return _say(f"run {run} has no status yet", healthy=False)
     told = json.loads(status)
@@ -62,6 +52,17 @@ def main() -> int:
         f"run {run}: step {told['step']}, {told['mode']}, status {age:.1f} s old",
         healthy=age < LATE,
     )
+
+
+async def _ask(url: str, run: str) -> bytes | None:
+    """Reach the server; the run's status, if one is named. The engine asks again, and counts."""
+    async with asyncio.timeout(REPLY), connect(url, name="tolaria-health") as client:
+        await client.ping()
+        if not run:
+            return None
+        streams = Streams(os.environ.get("TOLARIA_PREFIX", "oona"))
+        found: bytes | None = await client.get(streams.status(run))
+        return found
 
 
 def _say(line: str, *, healthy: bool) -> int:

@@ -32,7 +32,13 @@ class Settings(BaseSettings):
 
     # The bus
     redis_url: str | None = Field(
-        None, description="Server to use; none: an embedded one starts in the run's folder."
+        None, description="Server, sentinels or cluster to use; none: an embedded one starts."
+    )
+    wait_replicas: int = Field(
+        0, ge=0, le=16, description="Replicas that must have what may not be lost (WAIT)."
+    )
+    wait_on_disk: bool = Field(
+        False, description="They must have it on disk, and so must the server (WAITAOF)."
     )
     prefix: str = Field("oona", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Of every key.")
     signing_keys: SecretStr | None = Field(

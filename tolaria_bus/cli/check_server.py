@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from tolaria_bus.cli.finding import Finding, bad, good, note
+from tolaria_bus.cli.finding import Finding, bad, good, note, worst
 from tolaria_bus.cli.follow import reach
 from tolaria_bus.cli.opening import key_ring
 from tolaria_bus.cli.who import live_runs
-from tolaria_bus.oona.connection import BadUrl, ServerUnreachable, is_local, redacted
+from tolaria_bus.oona.connection import BadUrl, ServerUnreachable, is_local, redacted, servers
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import FRESH_AHEAD_MS, FRESH_BACK_MS
 from tolaria_bus.settings import SettingError, Settings
@@ -87,36 +88,44 @@ async def _answer(client: Redis, url: str) -> Finding:
 
 
 async def _durability(client: Redis, url: str) -> list[Finding]:
+    """What the server keeps, of a cluster the node that keeps least."""
     try:
-        raw: dict[Any, Any] = await client.config_get("append*", "maxmemory-policy")
+        found = [await _settings(one) for one in await servers(client)]
     except NoPermissionError:
         text = f"its settings can't be seen (no right to CONFIG GET) at {redacted(url)}"
         return [note("durability", text, "ACL: +config|get")]
-    found = {_text(name): _text(value) for name, value in raw.items()}
+    return [worst(map(_kept, found)), worst(map(_memory, found))]
+
+
+async def _settings(client: Redis) -> dict[str, str]:
+    raw: dict[Any, Any] = await client.config_get("append*", "maxmemory-policy")
+    return {_text(name): _text(value) for name, value in raw.items()}
+
+
+def _kept(found: Mapping[str, str]) -> Finding:
     append, sync = found.get("appendonly", "?"), found.get("appendfsync", "?")
-    policy = found.get("maxmemory-policy", _NO_EVICTION)
     text = f"appendonly {append}, appendfsync {sync}"
     if append != "yes":
-        kept = bad(
+        return bad(
             "durability", f"{text}: a restart forgets everything", "CONFIG SET appendonly yes"
         )
-    elif sync != "always":
+    if sync != "always":
         mend = "CONFIG SET appendfsync always"
-        kept = note("durability", f"{text}: a power cut loses the last second", mend)
-    else:
-        kept = good("durability", text)
+        return note("durability", f"{text}: a power cut loses the last second", mend)
+    return good("durability", text)
+
+
+def _memory(found: Mapping[str, str]) -> Finding:
+    policy = found.get("maxmemory-policy", _NO_EVICTION)
     if policy == _NO_EVICTION:
-        return [kept, good("memory", f"maxmemory-policy {policy}")]
+        return good("memory", f"maxmemory-policy {policy}")
     mend = "CONFIG SET maxmemory-policy noeviction"
-    return [kept, bad("memory", f"maxmemory-policy {policy}: may drop whole streams", mend)]
+    return bad("memory", f"maxmemory-policy {policy}: may drop whole streams", mend)
 
 
 async def _clock(client: Redis, *, signed: bool) -> Finding:
-    """Compare clocks: a signed command from one that is off is refused."""
-    before = time.time()
-    seconds, micros = await client.time()
-    ours = (before + time.time()) / 2
-    ahead_ms = (ours - (seconds + micros / 1e6)) * 1e3
+    """Compare clocks: a signed command from one that is off is refused. Of a cluster, the worst."""
+    ahead_ms = max([await _ahead_ms(one) for one in await servers(client)], key=abs)
     way = "ahead of" if ahead_ms >= 0 else "behind"
     text = f"{abs(ahead_ms) / 1e3:.3f} s {way} the server's"
     mend = "synchronise it (NTP)"
@@ -124,6 +133,13 @@ async def _clock(client: Redis, *, signed: bool) -> Finding:
         refused = f"{text}: signed commands from here are refused"
         return bad("clock", refused, mend) if signed else note("clock", refused, mend)
     return note("clock", text, mend) if abs(ahead_ms) > _SKEW_NOTE_MS else good("clock", text)
+
+
+async def _ahead_ms(client: Redis) -> float:
+    """How much this machine's clock is ahead of a server's."""
+    before = time.time()
+    seconds, micros = await client.time()
+    return ((before + time.time()) / 2 - (seconds + micros / 1e6)) * 1e3
 
 
 async def _runs(client: Redis, streams: Streams) -> Finding:

@@ -55,6 +55,12 @@ def bad(subject: str, text: str, mend: str = "") -> Finding:
     return Finding(Mark.BAD, subject, text, mend)
 
 
+def worst(findings: Iterable[Finding]) -> Finding:
+    """The most serious one; of several, the first."""
+    marks = list(Mark)
+    return max(findings, key=lambda finding: marks.index(finding.mark))
+
+
 def line(finding: Finding, *, colour: bool) -> str:
     """``✓ torch          2.13.0``; a mend follows after an arrow."""
     return paint(

@@ -5,14 +5,13 @@ generator of its own: redis-py's would draw from Python's global one, and a run 
 repeated bit for bit can't share that with a network's moods.
 """
 
-import ipaddress
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -20,7 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
 from tolaria_bus.oona.closed_transport import lost_when_closed
+from tolaria_bus.oona.cluster import ClusterClient
 from tolaria_bus.oona.packing import packed_by_hiredis
+from tolaria_bus.oona.sentinels import ANSWER, MasterClient, Sentinels
+from tolaria_bus.oona.url import Address, BadUrl, ServerUrl, is_local, is_loopback, parse, redacted
 
 REPLY_TIMEOUT: Final = timedelta(seconds=5)
 """A reply that takes longer means a dead server; a blocking read has its block on top of it."""
@@ -28,16 +30,7 @@ CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 HEALTH_CHECK: Final = timedelta(seconds=15)
 """A connection idle for longer is asked for a PING before it is used again."""
 
-_PASSWORD: Final = re.compile(r"^(\w+://[^:/?#@]*):.*@", re.DOTALL)
-_SCHEMES: Final = ("unix", "redis", "rediss")
-# Others would change what this module promises (time limits, bytes as replies, retries).
-_OPTIONS: Final = frozenset(
-    {"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs"}
-)
-
-
-class BadUrl(ValueError):
-    """The URL can't name a server; one line, without the password."""
+_FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 class ServerUnreachable(ConnectionError):
@@ -52,7 +45,8 @@ class ServerInfo:
     """``valkey`` or ``redis``."""
     version: str
     durable: bool
-    """Every write is on disk before it is answered (``appendonly yes``, ``appendfsync always``)."""
+    """Every write is on disk before it is answered (``appendonly yes``, ``appendfsync always``);
+    in a cluster, on every node."""
     evicts: bool
     """Short of memory it may drop keys, streams among them."""
 
@@ -66,9 +60,11 @@ def connect(
 ) -> Redis:
     """Return a client; no connection is made until its first command.
 
+    Whatever the topology, it is a ``Redis``: commands raise redis-py's errors or ``OSError``, and
+    after one the next command looks for the server anew.
+
     Args:
-        url: ``unix:///path``, ``redis://host:port/db``, ``rediss://…`` (TLS), with
-            ``user:password@`` where the server wants it.
+        url: See ``url.py`` for its forms.
         name: what the server's CLIENT LIST shows; no spaces.
         block: how long this client's blocking reads may wait in the server; its time limit for
             replies is that much longer. A reader shares its client with nobody.
@@ -77,44 +73,75 @@ def connect(
     Raises:
         BadUrl: the URL can't name a server.
     """
-    _split(url)
+    server = parse(url)
+    for option in _FILES:
+        path = server.tls_options.get(option)
+        if path is not None and not Path(path).is_file():
+            raise BadUrl(f"server URL {redacted(url)!r}: {option} {path!r}: no such file")
     limit = (reply or REPLY_TIMEOUT) + (block or timedelta())
-    try:
-        client = Redis.from_url(
-            url,
-            client_name=name,
-            socket_timeout=limit.total_seconds(),
-            socket_connect_timeout=CONNECT_TIMEOUT.total_seconds(),
-            health_check_interval=int(HEALTH_CHECK.total_seconds()),
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
-    except (ValueError, TypeError) as error:
-        raise BadUrl(f"server URL {redacted(url)!r}: {error}") from None
+    connection: dict[str, Any] = {
+        "username": server.username,
+        "password": server.password,
+        "db": server.db,
+        "client_name": name,
+        "socket_timeout": limit.total_seconds(),
+        "health_check_interval": int(HEALTH_CHECK.total_seconds()),
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if server.path:
+        return _fitted(Redis(unix_socket_path=server.path, **connection))
+    connection["socket_connect_timeout"] = CONNECT_TIMEOUT.total_seconds()
+    if server.tls:
+        connection |= {"ssl": True, **server.tls_options}
+    # A local URL is believed to be that; see ``is_local``.
+    admits = is_loopback if server.local else _anywhere
+    if server.topology == "cluster":
+        return ClusterClient(server.addresses, partial(_to, connection), admits)
+    if server.topology == "sentinel":
+        sentinels = [
+            _to(_for_sentinel(server, connection), address) for address in server.addresses
+        ]
+        master = MasterClient.of(server.service, Sentinels(sentinels, admits), **connection)
+        return _fitted(master)
+    return _to(connection, server.addresses[0])
+
+
+def _to(connection: dict[str, Any], address: Address) -> Redis:
+    host, port = address
+    return _fitted(Redis(host=host, port=port, **connection))
+
+
+def _fitted(client: Redis) -> Redis:
+    """Every connection of every topology passes here."""
     pool = client.connection_pool
     pool.connection_class = packed_by_hiredis(lost_when_closed(pool.connection_class))
     return client
 
 
-def redacted(url: str) -> str:
-    """Return ``url`` with its password shown as ``***``, for messages to people; never fails."""
-    # Not by urlsplit: a password that breaks the URL is the one that would be shown.
-    return _PASSWORD.sub(r"\1:***@", url)
+def _for_sentinel(server: ServerUrl, connection: dict[str, Any]) -> dict[str, Any]:
+    """What of the master's connection holds for those to its sentinels, and what doesn't."""
+    return {
+        **connection,
+        "username": server.sentinel_username,
+        "password": server.sentinel_password,
+        "db": 0,
+        "socket_timeout": ANSWER.total_seconds(),
+        "socket_connect_timeout": ANSWER.total_seconds(),
+    }
 
 
-def is_local(url: str) -> bool:
-    """Tell whether only this machine reaches the server by this URL (Unix socket or loopback).
+def _anywhere(host: str) -> bool:
+    del host
+    return True
 
-    Raises:
-        BadUrl: the URL can't name a server.
+
+async def servers(client: Redis) -> list[Redis]:
+    """Clients of all servers behind a client that take writes: itself, or a cluster's nodes.
+
+    They are closed with it. Raises redis-py's errors.
     """
-    parts = _split(url)
-    if parts.scheme == "unix" or parts.hostname in (None, "localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
+    return await client.nodes.primaries() if isinstance(client, ClusterClient) else [client]
 
 
 async def check(url: str) -> ServerInfo:
@@ -128,15 +155,15 @@ async def check(url: str) -> ServerInfo:
     async with connect(url, name="tolaria-check") as client:
         try:
             info = await client.info("server")
-            settings = await _settings(client)
+            settings = [await _settings(server) for server in await servers(client)]
         except (RedisError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ServerUnreachable(f"server {shown}: {reason}") from None
     return ServerInfo(
         name=str(info.get("server_name", "redis")),
         version=str(info.get("valkey_version", info.get("redis_version", ""))),
-        durable=settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always",
-        evicts=settings.get("maxmemory-policy", "noeviction") != "noeviction",
+        durable=all(map(_durable, settings)),
+        evicts=any(map(_evicts, settings)),
     )
 
 
@@ -149,6 +176,14 @@ async def _settings(client: Redis) -> dict[str, str]:
     return {_text(key): _text(value) for key, value in found.items()}
 
 
+def _durable(settings: Mapping[str, str]) -> bool:
+    return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
+
+
+def _evicts(settings: Mapping[str, str]) -> bool:
+    return settings.get("maxmemory-policy", "noeviction") != "noeviction"
+
+
 def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -159,7 +194,7 @@ class ServerClock:
     Entry ids are made by the server's clock, so whoever judges one needs that and not the local
     clock, which may be minutes behind. An estimate that lags would refuse good entries (a machine
     that slept counts too little), one that is ahead only refuses a little less: so where this
-    machine's wall clock is the later one, it is taken.
+    machine's wall clock is the later one, it is taken; and of a cluster's clocks, the latest.
     """
 
     def __init__(
@@ -173,10 +208,13 @@ class ServerClock:
 
     async def sync(self, client: Redis) -> None:
         """Ask the server. Raises redis-py's errors."""
-        asked = self._monotonic()
-        seconds, micros = await client.time()
-        # As if it had answered at once: never behind its clock.
-        self._offset = seconds + micros / 1e6 - asked
+        offsets = []
+        for server in await servers(client):
+            asked = self._monotonic()
+            seconds, micros = await server.time()
+            # As if it had answered at once: never behind its clock.
+            offsets.append(seconds + micros / 1e6 - asked)
+        self._offset = max(offsets)
 
     def now_ms(self) -> int | None:
         """Milliseconds since the epoch on the server's clock; ``None`` until first asked."""
@@ -189,35 +227,6 @@ class ServerClock:
         return None if self._offset is None else self._monotonic() + self._offset
 
 
-def _split(url: str) -> SplitResult:
-    """Return the URL's parts. Raises BadUrl with one clear line."""
-    shown = redacted(url)
-    if "#" in url:
-        raise BadUrl(f"server URL {shown!r}: a '#' must be written as %23")
-    try:
-        parts = urlsplit(url)
-        port, host = parts.port, parts.hostname
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    except ValueError:
-        # urllib's own words may contain a piece of the password.
-        detail = "can't be read; signs in a password must be percent-encoded"
-        raise BadUrl(f"server URL {shown!r}: {detail}") from None
-    if parts.scheme not in _SCHEMES:
-        raise BadUrl(f"server URL {shown!r}: must begin with unix://, redis:// or rediss://")
-    if parts.scheme == "unix" and not parts.path.startswith("/"):
-        raise BadUrl(f"server URL {shown!r}: must be unix:///absolute/path")
-    if parts.scheme == "unix" and (host or port):
-        raise BadUrl(f"server URL {shown!r}: has a host; must be unix:///absolute/path")
-    if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdigit():
-        raise BadUrl(f"server URL {shown!r}: the path must be a database number")
-    if unknown := sorted(options.keys() - _OPTIONS):
-        raise BadUrl(
-            f"server URL {shown!r}: unknown option {unknown[0]!r}; "
-            f"allowed: {', '.join(sorted(_OPTIONS))}"
-        )
-    return parts
-
-
 __all__ = [
     "BadUrl",
     "ServerClock",
@@ -227,4 +236,5 @@ __all__ = [
     "connect",
     "is_local",
     "redacted",
+    "servers",
 ]

@@ -371,8 +371,15 @@ class Consumer:
             # Spread, so that the consumers of a group don't all look at once.
             spread = self._random.uniform(0.75, 1.25)
             self._next_sweep = self._monotonic() + self._sweep_every * spread
-        if sweep.deleted:
-            self._intake.gone(sweep.deleted)
+        # Our own may be among them: those are counted where they are taken.
+        ours = self.in_flight.held
+        deleted = [
+            entry_id
+            for entry_id in sweep.deleted
+            if entry_id not in ours and not self.in_flight.handed_out_before(entry_id)
+        ]
+        if deleted:
+            self._intake.gone(deleted)
         return sweep.entries
 
     async def _keep_claims(self) -> None:

@@ -29,6 +29,7 @@ from redis.exceptions import RedisError
 from tolaria_bus.leyline import MessagePriority
 from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.backoff import Backoff
+from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import OnEvent, log_event, reason_of
 from tolaria_bus.oona.lanes import Bell, Lane, Packet
 from tolaria_bus.oona.outbox import Outbox
@@ -54,6 +55,7 @@ class Publisher:
         token: The fencing token of our lease: with one, no outcome is written once a newer
             worker has the run.
         lengths: Length limit by stream key; others get ``sending.STREAM_LENGTH``.
+        copies: What durable packets wait for, where there are replicas.
         on_event: Told what happens; by default the log is.
         on_fenced: Told who has the run, when outcomes are refused for that.
         batch: Packets of one round trip.
@@ -74,6 +76,7 @@ class Publisher:
         *,
         token: int | None = None,
         lengths: Mapping[str, int] | None = None,
+        copies: Copies | None = None,
         on_event: OnEvent = log_event,
         on_fenced: Callable[[str], None] | None = None,
         batch: int = BATCH,
@@ -96,7 +99,14 @@ class Publisher:
         self._give_way = GiveWay(lambda: self._sending_alerts or bool(outbox.emergency))
         self._senders = {
             name: Sender(
-                client, outbox, ring, token=token, lengths=lengths, give_way=way, clock=clock
+                client,
+                outbox,
+                ring,
+                token=token,
+                lengths=lengths,
+                copies=copies,
+                give_way=way,
+                clock=clock,
             )
             for name, client, way in (
                 ("bulk", bulk, self._give_way),
@@ -201,8 +211,10 @@ class Publisher:
             if alerts:
                 self._sending_alerts = False
                 self._give_way.gone()
-        self.connected[name] = True
         self._tell(report)
+        self.connected[name] = report.unreached is None
+        if report.unreached is not None:
+            return attempts.failed(report.unreached)
         return attempts.answered(report.refused)
 
     def _tell(self, report: Report) -> None:

@@ -19,9 +19,12 @@ from typing import Any, Final, Self
 import anyio
 from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tolaria_bus.leyline.codec import CodecError
+from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import reason_of
 from tolaria_bus.oona.lanes import Packet
 from tolaria_bus.oona.lease import fence_key
@@ -94,14 +97,19 @@ class Report:
         refused: What the server said to packets that stay to be sent again; by text, how often.
         holder: Who has the run, if packets were fenced off; else ``None``.
         unsendable: Packets that can never be sent, with the reason.
+        unreached: Why a node of a cluster couldn't be asked, while others answered.
     """
 
     refused: dict[str, int] = field(default_factory=dict)
     holder: str | None = None
     unsendable: list[tuple[Packet, str]] = field(default_factory=list)
+    unreached: Exception | None = None
 
     def refuse(self, error: Exception) -> None:
-        """Count the refusal of a packet."""
+        """Count the refusal of a packet, or tell that nobody was there to take it."""
+        if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+            self.unreached = error
+            return
         text = reason_of(error)
         self.refused[text] = self.refused.get(text, 0) + 1
 
@@ -145,6 +153,7 @@ class Sender:
         ring: Signs.
         token: The fencing token of our lease; ``None``: outcomes aren't fenced.
         lengths: Length limit by stream key; others get ``STREAM_LENGTH``.
+        copies: What durable packets wait for; ``None``: the server's reply is enough.
         give_way: What goes before these packets; ``None``: nothing does.
         clock: Nanoseconds since the epoch.
     """
@@ -157,6 +166,7 @@ class Sender:
         *,
         token: int | None,
         lengths: Mapping[str, int],
+        copies: Copies | None = None,
         give_way: GiveWay | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -165,6 +175,7 @@ class Sender:
         self._ring = ring
         self._token = token
         self._lengths = lengths
+        self._copies = copies
         self._give_way = give_way
         self._clock = clock
         self._run = None if outbox.run is None else _RunKeys.of(outbox.streams, outbox.run)
@@ -209,7 +220,12 @@ class Sender:
             self._outbox.leave(packet)
         if not batch.jobs:
             return report
-        replies = await self._ask([self._command(job) for job in batch.jobs])
+        commands = [self._command(job) for job in batch.jobs]
+        copies = self._copies if any(job[0][0].durable for job in batch.jobs) else None
+        if copies is not None:
+            commands.append(copies.command())
+        replies = await self._ask(commands)
+        missing = copies.missing(replies.pop()) if copies is not None else None
         waiting: list[Packet] = []
         for job, reply in zip(batch.jobs, replies, strict=True):
             if isinstance(reply, Exception):
@@ -220,6 +236,10 @@ class Sender:
             if self._settles(packet) and (settled := settle_reply(reply)).fenced:
                 report.holder = settled.holder
                 self._outbox.leave(packet)
+                continue
+            if missing is not None and packet.durable:
+                for _ in job:
+                    report.refuse(missing)
                 continue
             for packet, _ in job:
                 if packet.settlement is not None and self._entry(packet) is None:

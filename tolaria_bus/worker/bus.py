@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from tolaria_bus.leyline import CommandOutcome, MessagePriority
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer, Received
+from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.directory import beat, runs, write_status
 from tolaria_bus.oona.lease import Lease
 from tolaria_bus.oona.metrics import stalled
@@ -253,6 +254,7 @@ class Bus:
             self._ring,
             token=self._token,
             lengths={stream: kept.hard for stream, kept in self._retentions.items()},
+            copies=_copies(self._settings),
             on_event=self._on_event,
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
         )
@@ -383,3 +385,9 @@ class Bus:
             else MessagePriority.MESSAGE_PRIORITY_NORMAL
         )
         self.outbound.telemetry(bus_event(self._run, name, detail, priority), priority)
+
+
+def _copies(settings: Settings) -> Copies | None:
+    if not settings.wait_replicas and not settings.wait_on_disk:
+        return None
+    return Copies(settings.wait_replicas, on_disk=settings.wait_on_disk)

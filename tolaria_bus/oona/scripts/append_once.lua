@@ -30,6 +30,9 @@ for first = 4 + n, #ARGV, n + 1 do
       return done
     end
     added = added + 1
+  else
+    -- A WAIT behind this waits for a write of its connection, or for nothing.
+    redis.call('ZADD', KEYS[2], 'XX', milliseconds, ARGV[first])
   end
 end
 redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[2]))

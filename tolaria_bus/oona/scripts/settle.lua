@@ -23,13 +23,14 @@ if token ~= '' then
 end
 
 local verdict, id = 'KNOWN', ''
+local now = redis.call('TIME')
 if not redis.call('ZSCORE', KEYS[2], ARGV[2]) then
   id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, 8))
-  local now = redis.call('TIME')
-  redis.call('ZADD', KEYS[2], now[1] * 1000 + math.floor(now[2] / 1000), ARGV[2])
-  redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[4]))
   verdict = 'WRITTEN'
 end
+-- Also for one that is known: a WAIT behind this waits for a write of its connection, or for nothing.
+redis.call('ZADD', KEYS[2], now[1] * 1000 + math.floor(now[2] / 1000), ARGV[2])
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[4]))
 
 local acknowledged = 0
 if KEYS[4] then
