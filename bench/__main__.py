@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from importlib import import_module
@@ -28,6 +29,9 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=False)
     facts = harness.hardware()
     console.print(harness.hardware_line(facts), highlight=False)
+    # As a worker does once it is ready to train.
+    gc.collect()
+    gc.freeze()
     for subject in asked:
         started = time.monotonic()
         result: harness.Result = import_module(f"bench.{subject}").run()
