@@ -8,6 +8,7 @@ flushed, the lease is given back, the embedded server ends.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
