@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -64,12 +65,6 @@ async def _measure(place: Place, busy: bool, queued: int) -> list[float]:
     spool = Spool(place.folder / "spool")
     outbox = Outbox(4 * QUEUED, spool, STREAMS, "bench")
     ring = KeyRing.parse(f"bench:{b64encode(os.urandom(32)).decode()}")
-    for packet in [telemetry(number) for number in range(queued)]:
-        outbox.put(
-            packet,
-            stream=STREAMS.telemetry("bench"),
-            priority=MessagePriority.MESSAGE_PRIORITY_NORMAL,
-        )
     command = [sys.executable, "-c", READER, place.url, str(SIGNALS), STREAMS.emergency]
     # Started before anything is measured: it may block the loop.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:  # noqa: ASYNC220
@@ -86,6 +81,14 @@ async def _measure(place: Place, busy: bool, queued: int) -> list[float]:
         ):
             publisher = Publisher(bulk, emergency, outbox, ring)
             tasks.start_soon(publisher.run)
+            packets = [telemetry(number) for number in range(queued)]
+            gc.collect()
+            for packet in packets:
+                outbox.put(
+                    packet,
+                    stream=STREAMS.telemetry("bench"),
+                    priority=MessagePriority.MESSAGE_PRIORITY_NORMAL,
+                )
             thread.start()
             seen = await anyio.to_thread.run_sync(
                 lambda: [int(lines.readline()) for _ in range(SIGNALS)]

@@ -14,6 +14,7 @@ from bench.messages import telemetry
 from bench.server import Place, server
 from tolaria_bus.leyline import MessagePriority
 from tolaria_bus.oona.connection import connect
+from tolaria_bus.oona.lanes import Packet
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
 from tolaria_bus.oona.sealing import seal
@@ -48,7 +49,7 @@ async def _measure(place: Place) -> dict[str, list[list[float]]]:
         connect(place.url, name="bench-raw") as raw,
         anyio.create_task_group() as tasks,
     ):
-        outbox = Outbox(1024, None, STREAMS, "bench")
+        outbox = _Timed(1024, None, STREAMS, "bench")
         publisher = Publisher(bulk, emergency, outbox, ring)
         tasks.start_soon(publisher.run)
         fields: Any = seal(telemetry(0), stream=STREAM, source="run/bench", ring=ring)
@@ -66,11 +67,21 @@ async def _measure(place: Place) -> dict[str, list[list[float]]]:
     return found
 
 
-async def _put(publisher: Publisher, outbox: Outbox, number: int) -> float:
+class _Timed(Outbox):
+    """Knows when the server's last reply came."""
+
+    replied = 0
+
+    def delivered(self, packet: Packet) -> None:
+        self.replied = time.perf_counter_ns()
+        super().delivered(packet)
+
+
+async def _put(publisher: Publisher, outbox: _Timed, number: int) -> float:
     packet = telemetry(number)
     start = time.perf_counter_ns()
     outbox.put(packet, stream=STREAM, priority=MessagePriority.MESSAGE_PRIORITY_NORMAL)
     await publisher.progress()
     if outbox.depth:
         raise RuntimeError("the packet was not delivered")
-    return (time.perf_counter_ns() - start) / 1e3
+    return (outbox.replied - start) / 1e3

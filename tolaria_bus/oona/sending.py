@@ -180,6 +180,10 @@ class Sender:
         self._clock = clock
         self._run = None if outbox.run is None else _RunKeys.of(outbox.streams, outbox.run)
 
+    async def reach(self, stream: str) -> None:
+        """Connect to the server that has a stream. Raises redis-py's errors, and OSError."""
+        await self._client.xlen(stream)
+
     async def seal(self, packets: Sequence[Packet]) -> Batch:
         """Seal packets for one attempt to send them, which should follow at once."""
         batch = Batch(packets)
