@@ -24,7 +24,7 @@ from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing, NonceWindow
 
 ROUNDS = 5
-MESSAGES = 10_000
+MESSAGES = 30_000
 BATCH = 256
 STREAM = Streams().control("bench")
 GROUP = "tolaria"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolaria_bus.oona.trust import KeyRing, NonceWindow, parse_entry_id
+from tolaria_bus.oona.trust import Key, KeyRing, NonceWindow, parse_entry_id
 
 SECRET = b"0123456789abcdef"
 TEXT = "new:" + base64.b64encode(SECRET).decode()
@@ -77,6 +77,14 @@ def test_a_wrong_ring_is_refused_in_one_line(text: str, says: str) -> None:
         KeyRing.parse(text)
     assert str(error.value).startswith(says)
     assert "\n" not in str(error.value)
+
+
+@given(secret=st.binary(min_size=1, max_size=200), payload=st.binary(max_size=1000))
+def test_a_signature_is_what_the_standard_library_makes(secret: bytes, payload: bytes) -> None:
+    expected = base64.b64encode(hmac.digest(secret, payload, "sha256"))
+    assert Key(secret).sign(payload) == expected
+    assert Key(secret).made(payload, expected)
+    assert not Key(secret).made(payload + b"x", expected)
 
 
 def test_secrets_are_not_shown() -> None:

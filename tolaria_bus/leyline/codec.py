@@ -177,7 +177,8 @@ class _EnumPlan:
     field its name and whether it repeats, then the numbers that have a name, or what is below.
     """
 
-    enums: tuple[tuple[str, bool, frozenset[int], FieldDescriptor], ...]
+    single: tuple[tuple[str, frozenset[int], FieldDescriptor], ...]
+    repeated: tuple[tuple[str, frozenset[int], FieldDescriptor], ...]
     below: tuple[tuple[str, bool, Descriptor], ...]
 
 
@@ -187,12 +188,14 @@ _PLANS: Final[dict[type[Message], _EnumPlan]] = {}
 
 @cache
 def _plan(kind: Descriptor) -> _EnumPlan:
+    enums = [
+        (field.name, frozenset(field.enum_type.values_by_number), field)
+        for field in kind.fields
+        if field.enum_type is not None
+    ]
     return _EnumPlan(
-        enums=tuple(
-            (field.name, field.is_repeated, frozenset(field.enum_type.values_by_number), field)
-            for field in kind.fields
-            if field.enum_type is not None
-        ),
+        single=tuple(enum for enum in enums if not enum[2].is_repeated),
+        repeated=tuple(enum for enum in enums if enum[2].is_repeated),
         below=tuple(
             # No map of the contract holds messages or enums, so what repeats here is a plain list.
             (field.name, field.is_repeated, field.message_type)
@@ -215,15 +218,19 @@ def _reaches_enum(kind: Descriptor, seen: frozenset[str]) -> bool:
 
 
 def _refuse_unknown_enums(message: Message, plan: _EnumPlan, path: str) -> None:
-    for name, repeated, numbers, field in plan.enums:
-        value = getattr(message, name)
-        for number in value if repeated else (value,):
+    for name, numbers, field in plan.single:
+        if getattr(message, name) not in numbers:
+            # Only now, for its message: names the value and what is allowed.
+            _refuse_enum(field, getattr(message, name), path or message.DESCRIPTOR.name)
+    for name, numbers, field in plan.repeated:
+        for number in getattr(message, name):
             if number not in numbers:
-                # Only now, for its message: names the value and what is allowed.
                 _refuse_enum(field, number, path or message.DESCRIPTOR.name)
     for name, repeated, below in plan.below:
         if repeated:
             inner = getattr(message, name)
+            if not inner:
+                continue
             if len(inner) > MAX_CHECKED:
                 where = f"{path or message.DESCRIPTOR.name}.{name}"
                 raise CodecError("malformed", f"{where}: {len(inner)}, at most {MAX_CHECKED}")

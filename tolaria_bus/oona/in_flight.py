@@ -28,8 +28,9 @@ _REMEMBERED: Final = 10_000
 
 
 class _Owner(Protocol):
+    in_flight: InFlight
+
     async def acknowledge(self, received: Received) -> None: ...
-    def acknowledge_soon(self, received: Received) -> None: ...
     async def bury(self, received: Received, reason: str, detail: str) -> None: ...
     def forget(self, received: Received) -> None: ...
 
@@ -96,7 +97,7 @@ class Received:
 
     def ack_soon(self) -> None:
         """Finish it with the next group, without waiting: for effects that may happen twice."""
-        self._owner.acknowledge_soon(self)
+        self._owner.in_flight.acknowledge_soon(self._entry.entry_id)
 
     async def dead_letter(self, reason: str, detail: str) -> None:
         """Finish it as one that can't be used; through an outage as soon as that ends.
@@ -267,7 +268,9 @@ class InFlight:
     def acknowledge_soon(self, entry_id: str) -> None:
         """Finish an entry with the next group."""
         self.finish(entry_id, acknowledged=True)
-        self._ask(entry_id)
+        self._waiting.setdefault(entry_id)
+        if self._asked is not None:
+            self._asked.set()
 
     async def run(self) -> None:
         """Send acknowledgements until cancelled."""

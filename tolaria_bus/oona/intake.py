@@ -57,6 +57,7 @@ class Intake:
         monotonic: Seconds.
 
     Attributes:
+        in_flight: The entries in the handler's hands.
         handed_over: Entries given to the handler.
         lost: Entries that were deleted while they were pending.
         redelivered: Entries that had been delivered before, to us or to another consumer.
@@ -87,7 +88,7 @@ class Intake:
         self.suspicion = Suspicion(member.stream, on_event)
         self._client = client
         self._member = member
-        self._in_flight = in_flight
+        self.in_flight = in_flight
         self._opener = opener
         self._ring = ring
         self._accept = frozenset(accept)
@@ -103,6 +104,7 @@ class Intake:
         self._perhaps_marked: set[str] = set()
         self._handover: Handover | None = None
         self._tasks: TaskGroup | None = None
+        self._stopping = False
         self._stopped = anyio.Event()
 
     def start(self, handler: Handler, tasks: TaskGroup, tries: int) -> None:
@@ -112,6 +114,7 @@ class Intake:
 
     def stop(self) -> None:
         """Begin nothing more; ``tasks`` end soon."""
+        self._stopping = True
         self._stopped.set()
         if self._handover is not None:
             self._handover.stop()
@@ -120,7 +123,7 @@ class Intake:
         """The tasks have ended: what waited in them isn't in anybody's hands any more."""
         if self._handover is not None:
             for received in self._handover.left():
-                self._in_flight.remove(received.entry_id)
+                self.in_flight.remove(received.entry_id)
         self._tasks = None
 
     async def take(self, entries: Sequence[Delivered]) -> None:
@@ -130,7 +133,7 @@ class Intake:
             RedisError, OSError: it couldn't be; those left are still pending, and to be read again.
         """
         place = 0
-        while place < len(entries) and not self._stopped.is_set():
+        while place < len(entries) and not self._stopping:
             entry = entries[place]
             if entry.redelivered:
                 await self._take_again(entry)
@@ -150,12 +153,14 @@ class Intake:
             except Refused as refused:
                 judged.append((entry, refused))
         self._opener.save_nonces()
+        take_on, hand = self.in_flight.take_on, self._running.hand
         for entry, opened in judged:
-            if self._stopped.is_set():
+            if self._stopping:
                 break
             if type(opened) is Opened and entry.fields:
-                if self._in_flight.take_on(entry.entry_id):
-                    await self._hand_over(entry, opened)
+                if take_on(entry.entry_id):
+                    self.handed_over += 1
+                    await hand(Received(self._member, entry, opened, self))
             elif not self._is_done_with(entry) and isinstance(opened, Refused):
                 await self._refuse(entry, opened)
         # Others get the event loop: an alert doesn't wait for commands to be opened.
@@ -179,18 +184,19 @@ class Intake:
         except Refused as refused:
             await self._refuse(entry, refused)
             return
-        if self._in_flight.add(entry.entry_id):
-            await self._hand_over(entry, opened)
+        if self.in_flight.add(entry.entry_id):
+            self.handed_over += 1
+            await self._running.hand(Received(self._member, entry, opened, self))
         self._taken_on.add(entry.entry_id)
         await self._forget_marks()
 
     def _is_done_with(self, entry: Delivered) -> bool:
         """Was it handed out before, or deleted while it was pending?"""
-        if self._in_flight.handed_out_before(entry.entry_id):
+        if self.in_flight.handed_out_before(entry.entry_id):
             return True
         if not entry.fields:
             self.gone([entry.entry_id])
-            self._in_flight.acknowledge_soon(entry.entry_id)
+            self.in_flight.acknowledge_soon(entry.entry_id)
             return True
         return False
 
@@ -208,11 +214,7 @@ class Intake:
 
     async def acknowledge(self, received: Received) -> None:
         """See :meth:`Received.ack`."""
-        await self._in_flight.acknowledge(received.entry_id)
-
-    def acknowledge_soon(self, received: Received) -> None:
-        """See :meth:`Received.ack_soon`."""
-        self._in_flight.acknowledge_soon(received.entry_id)
+        await self.in_flight.acknowledge(received.entry_id)
 
     async def bury(self, received: Received, reason: str, detail: str) -> None:
         """See :meth:`Received.dead_letter`."""
@@ -223,23 +225,23 @@ class Intake:
 
     def forget(self, received: Received) -> None:
         """See :meth:`Received.forget`."""
-        self._in_flight.finish(received.entry_id, acknowledged=False)
+        self.in_flight.finish(received.entry_id, acknowledged=False)
 
     def _open(self, entry: Delivered) -> Opened:
         opened = self._opener.open(
             self._member.stream, entry.entry_id, entry.fields, json_type=self._only
         )
-        if opened.message_type not in self._accept:
+        if opened.envelope.message_type not in self._accept:
             wanted = " or ".join(short_name(BusMessageType, kind) for kind in sorted(self._accept))
             got = short_name(BusMessageType, opened.message_type)
             raise Refused("type", f"message_type is {got}; this stream takes {wanted}")
         return opened
 
-    async def _hand_over(self, entry: Delivered, opened: Opened) -> None:
+    @property
+    def _running(self) -> Handover:
         if self._handover is None:
             raise RuntimeError("the consumer isn't running")
-        self.handed_over += 1
-        await self._handover.hand(Received(self._member, entry, opened, self))
+        return self._handover
 
     async def _mark(self, entry_id: str) -> int:
         """Say on the server that the handling of an entry begins; how often that was said."""
@@ -296,7 +298,7 @@ class Intake:
             clock=self._clock,
         )
         # In flight until then: it isn't read again, and its claim is extended.
-        self._in_flight.add_dying(entry.entry_id)
+        self.in_flight.add_dying(entry.entry_id)
         try:
             await self._write(letter)
         except (RedisError, OSError) as error:
@@ -310,7 +312,7 @@ class Intake:
             with anyio.move_on_after(self._letters.failed(error)):
                 await self._stopped.wait()
             if self._stopped.is_set():
-                self._in_flight.remove(letter.entry_id)
+                self.in_flight.remove(letter.entry_id)
                 return
             try:
                 await self._write(letter)
@@ -322,7 +324,7 @@ class Intake:
 
     async def _write(self, letter: DeadLetter) -> None:
         await bury(self._client, letter, ring=self._ring, delete=self._member.delete)
-        self._in_flight.finish(letter.entry_id, acknowledged=True)
+        self.in_flight.finish(letter.entry_id, acknowledged=True)
         self.dead[letter.reason] += 1
         self._on_event(
             "dead_letter",

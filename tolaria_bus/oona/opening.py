@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from tolaria_bus.leyline import AdaptationCommand, BusEnvelope, BusMessageType, MessagePriority
 from tolaria_bus.leyline.codec import (
+    MAX_MESSAGE_BYTES,
     CodecError,
     check_size,
     decode,
@@ -193,7 +194,8 @@ class Opener:
     def _open_payload(
         self, stream: str, entry: EntryId, payload: bytes, signature: bytes | None
     ) -> Opened:
-        check_size(BusEnvelope, len(payload))
+        if len(payload) > MAX_MESSAGE_BYTES:
+            check_size(BusEnvelope, len(payload))
         try:
             envelope = BusEnvelope.FromString(payload)
         except DecodeError as error:
