@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from redis.asyncio import Redis
 
-from tests.oona.bus import CONTROL, UNSIGNED, command, messages
+from tests.oona.bus import CONTROL, UNSIGNED, command, messages, until
 from tests.oona.dead import dead_entry, sealed
 from tolaria_bus.leyline import AdaptationCommand
+from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.settings import describe
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +27,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert f"| `{name}` | {shown} |" in text
 
 
-@pytest.mark.parametrize("page", ["guarantees.md", "dead-letters.md", "faults.md"])
+@pytest.mark.parametrize("page", ["guarantees.md", "dead-letters.md", "faults.md", "oona.md"])
 def test_every_test_that_a_page_names_exists(page: str) -> None:
     file = ""
     for name in re.findall(r"`(tests/\S+|::\w+)`", (ROOT / "docs" / page).read_text()):
@@ -38,6 +41,32 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
 def test_every_link_of_the_readme_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
+
+
+def _between(page: str, mark: str) -> str:
+    text = (ROOT / "docs" / page).read_text()
+    (code,) = re.findall(rf"<!-- {mark}:start -->\n```python\n(.*?)```", text, flags=re.DOTALL)
+    return str(code)
+
+
+async def test_the_publisher_and_the_consumer_of_the_page_on_the_bus_work(
+    redis_url: str, tmp_path: Path
+) -> None:
+    publish, consume = _between("oona.md", "publish"), _between("oona.md", "consume")
+    assert len(publish.split("async with")[1].splitlines()) + 2 <= 5
+    lines = [line for line in consume.splitlines() if line.strip() and "import" not in line]
+    assert len(lines) <= 15
+    names: dict[str, Any] = {"done": [], "url": redis_url, "folder": tmp_path / "spool"}
+    names["ring"] = KeyRing.parse("k:c2VjcmV0LXNlY3JldA==")
+    imports, block = publish.split("\n\n")
+    body = imports + "\nasync def publish():\n" + textwrap.indent(block, "    ")
+    exec(compile(body, "oona.md", "exec"), names)
+    exec(compile(consume, "oona.md", "exec"), names)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(names["consume"], redis_url, names["ring"])
+        await names["publish"]()
+        await until(lambda: names["done"] == ["night-1"])
+        tasks.cancel_scope.cancel()
 
 
 async def test_the_code_of_the_page_on_dead_letters_works(redis: Redis) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import anyio
 from google.protobuf.message import Message
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tolaria_bus.leyline import BusMessageType, MessagePriority
@@ -33,6 +34,7 @@ CAPACITY: Final = 65_536
 """Packets that may wait, LOW and NORMAL ones; HIGH and above always may."""
 DRAIN: Final = timedelta(seconds=10)
 
+_CLOSING: Final = 2.0  # seconds
 _NO_KEYS: Final = KeyRing()
 _NORMAL: Final = MessagePriority.MESSAGE_PRIORITY_NORMAL
 
@@ -95,8 +97,8 @@ async def open_publisher(
         kept = None if spool is None else stack.enter_context(Spool(spool))
         outbox = Outbox(capacity, kept, streams or Streams(), source=source)
         async with (
-            connect(url, name="oona-publisher") as bulk,
-            connect(url, name="oona-emergency") as emergency,
+            _connected(url, "oona-publisher") as bulk,
+            _connected(url, "oona-emergency") as emergency,
             anyio.create_task_group() as tasks,
         ):
             publisher = Publisher(bulk, emergency, outbox, ring, on_event=on_event)
@@ -153,8 +155,8 @@ async def open_consumer(
     """
     clock, window = ServerClock(), NonceWindow(nonces)
     async with (
-        connect(url, name="oona-reader", block=block) as reader,
-        connect(url, name="oona-acks") as acks,
+        _connected(url, "oona-reader", block) as reader,
+        _connected(url, "oona-acks") as acks,
     ):
         try:
             await clock.sync(acks)
@@ -179,6 +181,17 @@ async def open_consumer(
             )
         finally:
             window.close()
+
+
+@asynccontextmanager
+async def _connected(url: str, name: str, block: timedelta | None = None) -> AsyncIterator[Redis]:
+    client = connect(url, name=name, block=block)
+    try:
+        yield client
+    finally:
+        # Also where the caller was cancelled.
+        with anyio.move_on_after(_CLOSING, shield=True):
+            await client.aclose()
 
 
 def _types(accept: type[Message] | Collection[type[Message]]) -> set[BusMessageType.ValueType]:
