@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from tests.oona.bus import CONTROL, command, send
+from tests.oona.bus import CONTROL, GROUP, UNSIGNED, command, send
+from tolaria_bus.oona.sealing import seal
 
 _PAUSE: Final = 0.008  # seconds between two commands
 _LOST_PAUSE: Final = 0.05  # seconds after a lost connection
@@ -54,6 +55,17 @@ class Sender:
             else:
                 self.sent.append(command_id)
             await anyio.sleep(_PAUSE)
+
+    async def send_to_a_read_that_is_gone(self, name: str) -> None:
+        """Send one more; in the same step it is delivered to a consumer that never hears of it."""
+        command_id = f"c{self.count}"
+        self.count += 1
+        sealed: Any = seal(command(command_id), stream=CONTROL, source="operator", ring=UNSIGNED)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xadd(CONTROL, sealed)
+            pipe.xreadgroup(GROUP, name, {CONTROL: ">"})
+            await pipe.execute()
+        self.sent.append(command_id)
 
     def stop(self) -> None:
         """Begin no further command."""
