@@ -10,7 +10,7 @@ They are not the same thing, and the ratios say what each way of working costs, 
 - Ours: makes, signs and sends from a bounded outbox in batches of its own choosing, and trims the
   stream; receiving verifies signature, audience, age and nonce, parses the protobuf, calls a
   handler for each message, acknowledges and deletes in groups, and keeps claims of work in progress
-  alive. "Unsigned" leaves out the signature and what is judged by it.
+  alive. "Unsigned" leaves out the signature and the nonce, whose window is in memory alone here.
 - FastStream: an envelope of its own with a correlation id, sent by XADD; each reply is awaited
   before the next unless a pipeline is handed in. Receiving tries the body as JSON, validates the
   handler's argument by its annotation, and acknowledges (does not delete) each message by a
