@@ -21,15 +21,18 @@ ifeq ($(strip $(VENV)),)
 BIN :=
 RUNTIME :=
 DEV :=
+RIVALS :=
 else
 BIN := $(VENV)/bin/
 # A stamp for each list of pins: the second time costs nothing.
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
+# Other frameworks, for the bench alone: never in the same environment as ours.
+RIVALS := .venv-rivals/.installed
 endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet --no-input
 
-.PHONY: help demo test quick lint types pytest bench proto env format clean
+.PHONY: help demo test quick lint types pytest bench rivals proto env format clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +59,9 @@ pytest: $(DEV)
 bench: $(DEV) ## ratios against the bare loop, raw redis-py, memcpy; JSON in bench-results/
 	@$(BIN)python -m bench $(ARGS)
 
+rivals: $(DEV) $(RIVALS) ## the bench beside FastStream and docket, in an environment of theirs
+	@$(BIN)python -m bench rivals
+
 proto: $(DEV) ## generate tolaria_bus/leyline/v1 from contracts/
 	@$(BIN)python contracts/generate.py
 
@@ -71,6 +77,7 @@ env: ## make .env for docker compose, with a random password
 
 clean: ## remove what was made here, the environment too; runs/ stays
 	rm -rf .mypy_cache .ruff_cache .hypothesis .pytest_cache build dist bench-results *.egg-info
+	rm -rf .venv-rivals
 	$(if $(wildcard $(VENV)/pyvenv.cfg),rm -rf $(VENV))
 	find . -name __pycache__ -type d -prune -not -path './.git/*' -exec rm -rf {} +
 
@@ -95,5 +102,12 @@ $(RUNTIME): requirements/torch.txt requirements/runtime.txt pyproject.toml | $(V
 $(DEV): requirements/dev.txt $(RUNTIME)
 	@echo "installing the pinned tools of the checks into $(VENV)"
 	@$(PIP) install -r requirements/dev.txt
+	@touch $@
+
+$(RIVALS): requirements/rivals.txt | $(VENV)/bin/python
+	@echo "making $(@D) for the rivals of the bench"
+	@$(VENV)/bin/python -m venv --clear $(@D) && \
+	    $(@D)/bin/python -m pip --disable-pip-version-check --quiet --no-input install -r $< || \
+	    { echo "make: no environment for the rivals could be made in $(@D)"; rm -rf $(@D); exit 1; }
 	@touch $@
 endif

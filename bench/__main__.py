@@ -11,19 +11,25 @@ from importlib import import_module
 from rich.console import Console
 
 from bench import harness, report
+from bench.theirs import ENVIRONMENT
 
 SUBJECTS = (
     "envelope", "capture", "publish", "single", "consume", "burst", "emergency", "hostile",
-    "overhead",
+    "overhead", "rivals",
 )  # fmt: skip
-"""Each a module of this package with a function ``run() -> Result``; short ones first."""
+"""Each a module of this package with a function ``run() -> Result``; short ones first.
+
+``rivals`` unasked only where its environment is.
+"""
 
 
 def main() -> int:
     """Run the subjects asked for; 0 if all came to a result."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
-    asked = parser.parse_args().subjects or list(SUBJECTS)
+    asked = parser.parse_args().subjects or [
+        subject for subject in SUBJECTS if subject != "rivals" or ENVIRONMENT.exists()
+    ]
     if unknown := sorted(set(asked) - set(SUBJECTS)):
         parser.error(f"unknown subject {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
     console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=False)

@@ -36,13 +36,13 @@ def run() -> Result:
     signed = KeyRing.parse(f"bench:{b64encode(os.urandom(32)).decode()}")
     with server() as place:
 
-        def ours(ring: KeyRing) -> Callable[[], float]:
+        def timed(ring: KeyRing) -> Callable[[], float]:
             return lambda: anyio.run(
-                _ours, place, ring, backend="asyncio", backend_options={"use_uvloop": True}
+                ours, place, ring, backend="asyncio", backend_options={"use_uvloop": True}
             )
 
         rates = interleave(
-            {"raw": lambda: _raw(place), "unsigned": ours(KeyRing()), "signed": ours(signed)},
+            {"raw": lambda: _raw(place), "unsigned": timed(KeyRing()), "signed": timed(signed)},
             ROUNDS,
         )
     for name in ("unsigned", "signed"):
@@ -57,13 +57,13 @@ def run() -> Result:
     return result
 
 
-def _fill(place: Place, ring: KeyRing) -> None:
+def _fill(place: Place, ring: KeyRing, messages: int = MESSAGES) -> None:
     with Redis.from_url(place.url) as client:
         client.delete(STREAM)
         client.xgroup_create(STREAM, GROUP, "0", mkstream=True)
-        for first in range(0, MESSAGES, BATCH):
+        for first in range(0, messages, BATCH):
             pipe = client.pipeline(transaction=False)
-            for number in range(first, min(first + BATCH, MESSAGES)):
+            for number in range(first, min(first + BATCH, messages)):
                 fields: Any = seal(telemetry(number), stream=STREAM, source="bench", ring=ring)
                 pipe.xadd(STREAM, fields)
             pipe.execute()
@@ -85,8 +85,9 @@ def _raw(place: Place) -> float:
         return MESSAGES / (time.perf_counter() - start)
 
 
-async def _ours(place: Place, ring: KeyRing) -> float:
-    _fill(place, ring)
+async def ours(place: Place, ring: KeyRing, messages: int = MESSAGES) -> float:
+    """Messages a second, from the first read to the last acknowledgement."""
+    _fill(place, ring, messages)
     block = timedelta(seconds=1)
     async with (
         connect(place.url, name="bench-reader", block=block) as client,
@@ -111,9 +112,9 @@ async def _ours(place: Place, ring: KeyRing) -> float:
 
         start = time.perf_counter()
         tasks.start_soon(consumer.run, handle)
-        while consumer.in_flight.acknowledged < MESSAGES:  # noqa: ASYNC110
+        while consumer.in_flight.acknowledged < messages:  # noqa: ASYNC110
             await anyio.sleep(0.001)
-        rate = MESSAGES / (time.perf_counter() - start)
+        rate = messages / (time.perf_counter() - start)
         await consumer.stop()
         tasks.cancel_scope.cancel()
     return rate

@@ -46,8 +46,8 @@ def run() -> Result:
         rates = interleave(
             {
                 "raw": lambda: _raw(place),
-                "unsigned": timed(lambda place: _ours(place, KeyRing())),
-                "signed": timed(lambda place: _ours(place, signed)),
+                "unsigned": timed(lambda place: ours(place, KeyRing())),
+                "signed": timed(lambda place: ours(place, signed)),
             },
             ROUNDS,
         )
@@ -78,9 +78,10 @@ def _raw(place: Place) -> float:
         return _rate(start)
 
 
-async def _ours(place: Place, ring: KeyRing) -> float:
-    outbox = Outbox(4 * MESSAGES, None, STREAMS, "bench")
-    packets = [telemetry(number) for number in range(MESSAGES)]
+async def ours(place: Place, ring: KeyRing, messages: int = MESSAGES) -> float:
+    """Messages a second, from the first ``put`` to the last reply."""
+    outbox = Outbox(4 * messages, None, STREAMS, "bench")
+    packets = [telemetry(number) for number in range(messages)]
     async with (
         connect(place.url, name="bench-bulk") as bulk,
         connect(place.url, name="bench-emergency") as emergency,
@@ -93,12 +94,12 @@ async def _ours(place: Place, ring: KeyRing) -> float:
             outbox.put(packet, stream=STREAM, priority=MessagePriority.MESSAGE_PRIORITY_NORMAL)
         tasks.start_soon(publisher.run)
         left = await publisher.drain(timedelta(seconds=60))
-        rate = _rate(start)
+        rate = _rate(start, messages)
         publisher.stop()
-        if left or await bulk.xlen(STREAM) != MESSAGES:
+        if left or await bulk.xlen(STREAM) != messages:
             raise RuntimeError(f"{left} packets were not delivered")
     return rate
 
 
-def _rate(start: float) -> float:
-    return MESSAGES / (time.perf_counter() - start)
+def _rate(start: float, messages: int = MESSAGES) -> float:
+    return messages / (time.perf_counter() - start)

@@ -67,6 +67,13 @@ def test_pins_are_closed_over_dependencies() -> None:
                 assert requirement.specifier.contains(pinned[needed]), f"{name} needs {text}"
 
 
+def test_rivals_are_measured_on_the_same_client_and_without_torch() -> None:
+    theirs, ours = pins("rivals.txt"), pins("runtime.txt")
+    for name in ("redis", "hiredis", "uvloop"):
+        assert theirs[name] == ours[name]
+    assert not set(theirs) & set(pins("torch.txt")) - {"typing-extensions"}
+
+
 def test_what_runs_here_is_what_is_pinned() -> None:
     found = {name: version(name).partition("+")[0] for name in pins("dev.txt")}
     assert found == pins("dev.txt")
