@@ -13,6 +13,7 @@ from tolaria_bus.oona.connection import (
     redacted,
 )
 from tolaria_bus.oona.consumer import Consumer, Received
+from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.embedded import EmbeddedServer, Found, ServerStartError
 from tolaria_bus.oona.envelope import Opened, Opener, Refused, seal
 from tolaria_bus.oona.outbox import Outbox
@@ -24,6 +25,7 @@ from tolaria_bus.oona.trust import KeyRing, NonceWindow
 __all__ = [
     "BadUrl",
     "Consumer",
+    "Copies",
     "EmbeddedServer",
     "Found",
     "KeyRing",

@@ -22,6 +22,7 @@ from tolaria_bus.leyline import BusMessageType, MessagePriority
 from tolaria_bus.leyline.codec import message_type
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import BLOCK, Consumer
+from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import OnEvent, log_event, reason_of
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.outbox import Outbox
@@ -72,6 +73,7 @@ async def open_publisher(
     streams: Streams | None = None,
     capacity: int = CAPACITY,
     drain: timedelta = DRAIN,
+    copies: Copies | None = None,
     on_event: OnEvent = log_event,
 ) -> AsyncIterator[OpenPublisher]:
     """Publish at a URL. Leaving the block waits for what was put, at most ``drain``.
@@ -85,6 +87,7 @@ async def open_publisher(
         streams: Which stream is the emergency stream; by default that of the prefix ``oona``.
         capacity: See ``CAPACITY``.
         drain: How long leaving waits; what is left then is in the spool.
+        copies: How many replicas must have what may not be lost before it counts as delivered.
         on_event: Told what happens; by default the log is.
 
     Raises:
@@ -101,7 +104,7 @@ async def open_publisher(
             _connected(url, "oona-emergency") as emergency,
             anyio.create_task_group() as tasks,
         ):
-            publisher = Publisher(bulk, emergency, outbox, ring, on_event=on_event)
+            publisher = Publisher(bulk, emergency, outbox, ring, copies=copies, on_event=on_event)
             tasks.start_soon(publisher.run)
             try:
                 yield OpenPublisher(outbox, publisher)
