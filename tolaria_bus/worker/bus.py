@@ -13,8 +13,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import anyio
 import structlog
-from anyio import create_task_group
 from anyio.abc import TaskGroup
 from prometheus_client.registry import CollectorRegistry
 from redis.exceptions import RedisError
@@ -152,7 +152,7 @@ class Bus:
                 self._outbox, self._streams, self._run, self._finish_soon, self._ring
             )
             self._publisher = await self._make_publisher(stack)
-            self._tasks: TaskGroup = await stack.enter_async_context(create_task_group())
+            self._tasks: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(lambda: self._tasks.cancel_scope.cancel())
             self._tasks.start_soon(self._publisher.run)
             self._tasks.start_soon(self._lease.keep)
@@ -171,11 +171,14 @@ class Bus:
         """Close everything; the lease has been given back by :meth:`drain`."""
         await self._stack.__aexit__(kind, error, trace)
 
-    async def drain(self, timeout: timedelta) -> None:
-        """Stop reading, send what was said, give the lease back; at most ``timeout`` in all."""
-        for consumer in self._consumers:
-            await consumer.stop()
-        left = await self._publisher.drain(timeout)
+    async def drain(self, within: timedelta) -> None:
+        """Stop reading, send what was said, give the lease back; at most ``within`` in all."""
+        until = anyio.current_time() + within.total_seconds()
+        async with anyio.create_task_group() as stopping:
+            for consumer in self._consumers:
+                stopping.start_soon(consumer.stop, within)
+        seconds = max(0.0, until - anyio.current_time())
+        left = await self._publisher.drain(timedelta(seconds=seconds))
         if left:
             self._log.warning("not delivered yet; kept for the next start", packets=left)
         try:
@@ -339,7 +342,8 @@ class Bus:
     async def _take_signal(self, received: Received) -> None:
         delivery = signal_delivery(received, self._run)
         if delivery is None:
-            await received.ack()
+            # Not waited for: a signal may stand behind a thousand alerts, or an outage.
+            received.ack_soon()
         else:
             self._post(received, delivery)
 
