@@ -24,6 +24,7 @@ from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer, Received
 from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.directory import beat, runs, write_status
+from tolaria_bus.oona.events import reason_of
 from tolaria_bus.oona.lease import Lease
 from tolaria_bus.oona.metrics import stalled
 from tolaria_bus.oona.opening import Opener
@@ -52,6 +53,8 @@ GROUP = "tolaria"
 """Of a run's own stream; on shared ones each run has its own, ``tolaria.RUN``."""
 BLOCK = timedelta(seconds=2)
 """How long a reader waits in the server; a stop is noticed at once all the same."""
+_LEASE_SECONDS = 1.0
+"""Of a drain, kept for giving the lease back."""
 COMPAT_SECRET = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
 LOUD = frozenset(
     {
@@ -174,17 +177,32 @@ class Bus:
     async def drain(self, within: timedelta) -> None:
         """Stop reading, send what was said, give the lease back; at most ``within`` in all."""
         until = anyio.current_time() + within.total_seconds()
-        async with anyio.create_task_group() as stopping:
-            for consumer in self._consumers:
-                stopping.start_soon(consumer.stop, within)
-        seconds = max(0.0, until - anyio.current_time())
-        left = await self._publisher.drain(timedelta(seconds=seconds))
+        # The lease has its turn also where all else took as long as it may.
+        sent_until = until - min(_LEASE_SECONDS, within.total_seconds() / 5)
+        with anyio.CancelScope(deadline=sent_until):
+            async with anyio.create_task_group() as stopping:
+                for consumer in self._consumers:
+                    stopping.start_soon(consumer.stop, within)
+        left = await self._publisher.drain(
+            timedelta(seconds=max(0.0, sent_until - anyio.current_time()))
+        )
         if left:
-            self._log.warning("not delivered yet; kept for the next start", packets=left)
+            self._log.warning(
+                "not delivered; what is in the spool goes out at the next start",
+                packets=left,
+                in_spool=len(self._spool),
+            )
+        await self._give_back(until)
+
+    async def _give_back(self, until: float) -> None:
+        reason = "no answer"
         try:
-            await self._lease.release()
+            with anyio.CancelScope(deadline=until):
+                await self._lease.release()
+                return
         except (RedisError, OSError) as error:
-            self._log.warning("the lease was not given back; it will lapse", reason=str(error))
+            reason = reason_of(error)
+        self._log.warning("the lease was not given back; it will lapse", reason=reason)
 
     def stalled(self) -> str:
         """Which read loops stand still, in one line; empty if none does. Any thread may ask."""
