@@ -47,6 +47,7 @@ from tolaria_bus.worker.bridge import (
     command_delivery,
     signal_delivery,
 )
+from tolaria_bus.worker.clock import ClockKeeper
 from tolaria_bus.worker.measuring import measure
 
 GROUP = "tolaria"
@@ -144,6 +145,7 @@ class Bus:
             self._loop = asyncio.get_running_loop()
             self._client = await stack.enter_async_context(connect(self._url, name="tolaria-bus"))
             await self._clock.sync(self._client)
+            self._clock_keeper = ClockKeeper(self._clock, self._client, on_event=self._on_event)
             await self._refuse_known_run()
             await self._take_lease(stack)
             self._spool = Spool(self._folder.path / "spool")
@@ -159,6 +161,7 @@ class Bus:
             stack.callback(lambda: self._tasks.cancel_scope.cancel())
             self._tasks.start_soon(self._publisher.run)
             self._tasks.start_soon(self._lease.keep)
+            self._tasks.start_soon(self._clock_keeper.run)
             await self._start_consumers(stack)
             self._start_janitor()
             self._measure()
@@ -399,6 +402,8 @@ class Bus:
         self._mailbox.request_stop("lease")
 
     def _on_event(self, name: str, detail: Mapping[str, str]) -> None:
+        if name == "reconnected":
+            self._clock_keeper.ask()
         loud = name in LOUD
         (self._log.warning if loud else self._log.info)(name, **detail)
         priority = (
