@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -157,12 +156,14 @@ class Bus:
                 self._outbox, self._streams, self._run, self._finish_soon, self._ring
             )
             self._publisher = await self._make_publisher(stack)
+            await self._make_consumers(stack)
+            # After all connections, so that it ends before they are closed.
             self._tasks: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(lambda: self._tasks.cancel_scope.cancel())
             self._tasks.start_soon(self._publisher.run)
             self._tasks.start_soon(self._lease.keep)
             self._tasks.start_soon(self._clock_keeper.run)
-            await self._start_consumers(stack)
+            await self._start_consumers()
             self._start_janitor()
             self._measure()
             self._stack = stack.pop_all()
@@ -283,7 +284,7 @@ class Bus:
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
         )
 
-    async def _start_consumers(self, stack: AsyncExitStack) -> None:
+    async def _make_consumers(self, stack: AsyncExitStack) -> None:
         nonces = NonceWindow(self._folder.path / "nonces")
         stack.callback(nonces.close)
         secret = os.environ.get(COMPAT_SECRET, "") if self._settings.compat_envelopes else ""
@@ -306,26 +307,32 @@ class Bus:
                 connect(self._url, name="tolaria-reader", block=BLOCK)
             )
             acks = await stack.enter_async_context(connect(self._url, name="tolaria-acks"))
-            consumer = Consumer(
-                client,
-                acks,
-                stream=stream,
-                group=group,
-                # Stable: what an earlier process of this run left pending is our own.
-                name=self._run,
-                opener=opener,
-                ring=self._ring,
-                accept=accept,
-                delete=delete,
-                start="0" if delete else begins,
-                block=BLOCK,
-                on_event=self._on_event,
-                server_now=self._clock.now,
+            self._consumers.append(
+                Consumer(
+                    client,
+                    acks,
+                    stream=stream,
+                    group=group,
+                    # Stable: what an earlier process of this run left pending is our own.
+                    name=self._run,
+                    opener=opener,
+                    ring=self._ring,
+                    accept=accept,
+                    delete=delete,
+                    start="0" if delete else begins,
+                    block=BLOCK,
+                    on_event=self._on_event,
+                    server_now=self._clock.now,
+                )
             )
-            self._consumers.append(consumer)
-            handler = self._take_signal if accept is ALERTS else self._take_command
+
+    async def _start_consumers(self) -> None:
+        for consumer in self._consumers:
+            signals = consumer.stream == self._streams.emergency
             await consumer.prepare()
-            self._tasks.start_soon(partial(consumer.run, handler))
+            self._tasks.start_soon(
+                consumer.run, self._take_signal if signals else self._take_command
+            )
 
     def _start_janitor(self) -> None:
         shared = [f"{GROUP}.{self._run}"]
