@@ -61,6 +61,7 @@ LOUD = frozenset(
         "bad_signatures",
         "entries_cut",
         "entries_lost",
+        "fenced",
         "group_recreated",
         "group_removed",
         "length_limit",
@@ -68,6 +69,8 @@ LOUD = frozenset(
         "spool_failed",
         "stream_blocked",
         "stream_mended",
+        "unreadable",
+        "unsendable",
         "unspooled",
     }
 )
