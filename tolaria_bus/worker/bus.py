@@ -42,6 +42,7 @@ from tolaria_bus.worker.bridge import (
     ALERTS,
     COMMANDS,
     BusOutbound,
+    WrongChecksum,
     bus_event,
     command_delivery,
     signal_delivery,
@@ -371,7 +372,11 @@ class Bus:
         self._post(received, command_delivery(received))
 
     async def _take_signal(self, received: Received) -> None:
-        delivery = signal_delivery(received, self._run)
+        try:
+            delivery = signal_delivery(received, self._run)
+        except WrongChecksum as error:
+            await received.dead_letter("malformed", str(error))
+            return
         if delivery is None:
             # Not waited for: a signal may stand behind a thousand alerts, or an outage.
             received.ack_soon()
