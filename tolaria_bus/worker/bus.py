@@ -49,6 +49,7 @@ from tolaria_bus.worker.bridge import (
 )
 from tolaria_bus.worker.clock import ClockKeeper
 from tolaria_bus.worker.measuring import measure
+from tolaria_bus.worker.spec import compat_secret
 
 GROUP = "tolaria"
 """Of a run's own stream; on shared ones each run has its own, ``tolaria.RUN``."""
@@ -56,7 +57,6 @@ BLOCK = timedelta(seconds=2)
 """How long a reader waits in the server; a stop is noticed at once all the same."""
 _LEASE_SECONDS = 1.0
 """Of a drain, kept for giving the lease back."""
-COMPAT_SECRET = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
 LOUD = frozenset(
     {
         "bad_signatures",
@@ -291,11 +291,10 @@ class Bus:
     async def _make_consumers(self, stack: AsyncExitStack) -> None:
         nonces = NonceWindow(self._folder.path / "nonces")
         stack.callback(nonces.close)
-        secret = os.environ.get(COMPAT_SECRET, "") if self._settings.compat_envelopes else ""
         opener = Opener(
             self._ring,
             nonces,
-            compat_secret=secret.encode() or None,
+            compat_secret=compat_secret(self._settings),
             server_now_ms=self._clock.now_ms,
         )
         own, shared = GROUP, f"{GROUP}.{self._run}"

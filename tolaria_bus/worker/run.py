@@ -32,7 +32,14 @@ from tolaria_bus.worker.bus import Bus
 from tolaria_bus.worker.endpoint import Endpoint
 from tolaria_bus.worker.leaving import Deadline, exit_at_once, watch_signals
 from tolaria_bus.worker.logs import configure
-from tolaria_bus.worker.spec import WorkerSpec, check_trust, key_ring, new_run_id, run_path
+from tolaria_bus.worker.spec import (
+    WorkerSpec,
+    check_trust,
+    compat_secret,
+    key_ring,
+    new_run_id,
+    run_path,
+)
 from tolaria_bus.worker.thread import TrainingThread
 
 PROGRESS_SECONDS = 0.2
@@ -63,6 +70,7 @@ def run_worker(spec: WorkerSpec) -> RunSummary:
     configure(spec.log)
     log = structlog.get_logger()
     ring = key_ring(spec.settings)
+    compat_secret(spec.settings)
     job = load_job(spec.job, spec.job_options)
     run = spec.settings.run or new_run_id(job.name)
     with ExitStack() as stack:
