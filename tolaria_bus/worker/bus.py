@@ -22,25 +22,20 @@ from tolaria_bus.leyline import CommandOutcome, MessagePriority
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer, Received
 from tolaria_bus.oona.copies import Copies
-from tolaria_bus.oona.directory import beat, runs, write_status
-from tolaria_bus.oona.events import reason_of
-from tolaria_bus.oona.lease import Lease
+from tolaria_bus.oona.directory import beat, write_status
 from tolaria_bus.oona.metrics import stalled
-from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
 from tolaria_bus.oona.retention import Janitor, retentions
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
-from tolaria_bus.oona.trust import KeyRing, NonceWindow
+from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
 from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.summary import Progress
 from tolaria_bus.worker.bridge import (
-    ALERTS,
-    COMMANDS,
     BusOutbound,
     WrongChecksum,
     bus_event,
@@ -48,15 +43,11 @@ from tolaria_bus.worker.bridge import (
     signal_delivery,
 )
 from tolaria_bus.worker.clock import ClockKeeper
+from tolaria_bus.worker.draining import Drain
+from tolaria_bus.worker.holding import make_lease, refuse_known_run
 from tolaria_bus.worker.measuring import measure
-from tolaria_bus.worker.spec import compat_secret
+from tolaria_bus.worker.readers import GROUP, make_consumers, shared_group
 
-GROUP = "tolaria"
-"""Of a run's own stream; on shared ones each run has its own, ``tolaria.RUN``."""
-BLOCK = timedelta(seconds=2)
-"""How long a reader waits in the server; a stop is noticed at once all the same."""
-_LEASE_SECONDS = 1.0
-"""Of a drain, kept for giving the lease back."""
 LOUD = frozenset(
     {
         "bad_signatures",
@@ -76,10 +67,6 @@ LOUD = frozenset(
     }
 )
 """Events of the bus that somebody has to know."""
-
-
-class RunKnown(RuntimeError):
-    """The server knows a run of this id, and its folder here is empty. One line says the mend."""
 
 
 class Bus:
@@ -149,7 +136,8 @@ class Bus:
             self._client = await stack.enter_async_context(connect(self._url, name="tolaria-bus"))
             await self._clock.sync(self._client)
             self._clock_keeper = ClockKeeper(self._clock, self._client, on_event=self._on_event)
-            await self._refuse_known_run()
+            if not self._new:
+                await refuse_known_run(self._client, self._streams, self._run, self._folder)
             await self._take_lease(stack)
             self._spool = Spool(self._folder.path / "spool")
             stack.callback(self._spool.close)
@@ -160,7 +148,16 @@ class Bus:
                 self._outbox, self._streams, self._run, self._finish_soon, self._ring
             )
             self._publisher = await self._make_publisher(stack)
-            await self._make_consumers(stack)
+            self._consumers = await make_consumers(
+                stack,
+                self._url,
+                self._run,
+                folder=self._folder,
+                settings=self._settings,
+                ring=self._ring,
+                clock=self._clock,
+                on_event=self._on_event,
+            )
             # After all connections, so that it ends before they are closed.
             self._tasks: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(lambda: self._tasks.cancel_scope.cancel())
@@ -184,33 +181,17 @@ class Bus:
 
     async def drain(self, within: timedelta) -> None:
         """Stop reading, send what was said, give the lease back; at most ``within`` in all."""
-        until = anyio.current_time() + within.total_seconds()
-        # The lease has its turn also where all else took as long as it may.
-        sent_until = until - min(_LEASE_SECONDS, within.total_seconds() / 5)
-        with anyio.CancelScope(deadline=sent_until):
-            async with anyio.create_task_group() as stopping:
-                for consumer in self._consumers:
-                    stopping.start_soon(consumer.stop, within)
-        left = await self._publisher.drain(
-            timedelta(seconds=max(0.0, sent_until - anyio.current_time()))
-        )
+        drain = Drain(within)
+        left = await drain.send(self._consumers, self._publisher)
         if left:
             self._log.warning(
                 "not delivered; what is in the spool goes out at the next start",
                 packets=left,
                 in_spool=len(self._spool),
             )
-        await self._give_back(until)
-
-    async def _give_back(self, until: float) -> None:
-        reason = "no answer"
-        try:
-            with anyio.CancelScope(deadline=until):
-                await self._lease.release()
-                return
-        except (RedisError, OSError) as error:
-            reason = reason_of(error)
-        self._log.warning("the lease was not given back; it will lapse", reason=reason)
+        reason = await drain.give_back(self._lease)
+        if reason:
+            self._log.warning("the lease was not given back; it will lapse", reason=reason)
 
     def stalled(self) -> str:
         """Which read loops stand still, in one line; empty if none does. Any thread may ask."""
@@ -246,28 +227,13 @@ class Bus:
         except (RedisError, OSError) as error:
             self._log.debug("no beat", reason=str(error))
 
-    async def _refuse_known_run(self) -> None:
-        if (
-            self._folder.is_new
-            and not self._new
-            and self._run in await runs(self._client, self._streams)
-        ):
-            raise RunKnown(
-                f"the server knows a run {self._run!r}, but {self._folder.path} is empty: "
-                "give the folder that it has, another id, or --new to begin it anew"
-            )
-
     async def _take_lease(self, stack: AsyncExitStack) -> None:
-        client = await stack.enter_async_context(connect(self._url, name="tolaria-lease"))
-        self._lease = Lease(
-            client,
-            self._streams,
+        self._lease = make_lease(
+            await stack.enter_async_context(connect(self._url, name="tolaria-lease")),
             self._run,
-            # The folder's lock keeps a second process of this machine away, so that whoever asks
-            # from here again is the successor of one that died.
-            holder=f"{platform.node()}:{self._folder.path}",
-            token=self._token,
-            ttl=timedelta(seconds=self._settings.lease_seconds),
+            self._token,
+            folder=self._folder,
+            settings=self._settings,
             on_lost=self._lease_lost,
             on_event=self._on_event,
         )
@@ -288,47 +254,6 @@ class Bus:
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
         )
 
-    async def _make_consumers(self, stack: AsyncExitStack) -> None:
-        nonces = NonceWindow(self._folder.path / "nonces")
-        stack.callback(nonces.close)
-        opener = Opener(
-            self._ring,
-            nonces,
-            compat_secret=compat_secret(self._settings),
-            server_now_ms=self._clock.now_ms,
-        )
-        own, shared = GROUP, f"{GROUP}.{self._run}"
-        # Only a run that never began has nothing to catch up with; one whose groups are gone was
-        # away too long, or its server was wiped.
-        begins = "0" if self._folder.ledger.starts else "$"
-        for stream, group, accept, delete in (
-            (self._streams.control(self._run), own, COMMANDS, True),
-            (self._streams.fleet_control, shared, COMMANDS, False),
-            (self._streams.emergency, shared, ALERTS, False),
-        ):
-            client = await stack.enter_async_context(
-                connect(self._url, name="tolaria-reader", block=BLOCK)
-            )
-            acks = await stack.enter_async_context(connect(self._url, name="tolaria-acks"))
-            self._consumers.append(
-                Consumer(
-                    client,
-                    acks,
-                    stream=stream,
-                    group=group,
-                    # Stable: what an earlier process of this run left pending is our own.
-                    name=self._run,
-                    opener=opener,
-                    ring=self._ring,
-                    accept=accept,
-                    delete=delete,
-                    start="0" if delete else begins,
-                    block=BLOCK,
-                    on_event=self._on_event,
-                    server_now=self._clock.now,
-                )
-            )
-
     async def _start_consumers(self) -> None:
         for consumer in self._consumers:
             signals = consumer.stream == self._streams.emergency
@@ -338,7 +263,7 @@ class Bus:
             )
 
     def _start_janitor(self) -> None:
-        shared = [f"{GROUP}.{self._run}"]
+        shared = [shared_group(self._run)]
         janitor = Janitor(
             self._client,
             self._retentions,
