@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import time
@@ -14,13 +13,12 @@ from typing import Any, Self
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup
 from prometheus_client.registry import CollectorRegistry
 from redis.exceptions import RedisError
 
-from tolaria_bus.leyline import CommandOutcome, MessagePriority
+from tolaria_bus.leyline import MessagePriority
 from tolaria_bus.oona.connection import ServerClock, connect
-from tolaria_bus.oona.consumer import Consumer, Received
+from tolaria_bus.oona.consumer import Consumer
 from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.directory import beat, write_status
 from tolaria_bus.oona.metrics import stalled
@@ -31,20 +29,14 @@ from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.settings import Settings
-from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
-from tolaria_bus.tolaria.control.outcomes import FATAL
+from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.summary import Progress
-from tolaria_bus.worker.bridge import (
-    BusOutbound,
-    WrongChecksum,
-    bus_event,
-    command_delivery,
-    signal_delivery,
-)
+from tolaria_bus.worker.bridge import BusOutbound, bus_event
 from tolaria_bus.worker.clock import ClockKeeper
 from tolaria_bus.worker.draining import Drain
 from tolaria_bus.worker.holding import make_lease, refuse_known_run
+from tolaria_bus.worker.inbound import Inbound
 from tolaria_bus.worker.measuring import measure
 from tolaria_bus.worker.readers import GROUP, make_consumers, shared_group
 
@@ -118,7 +110,6 @@ class Bus:
         )
         self._token = folder.ledger.starts + 1
         self._began = time.time()
-        self._open: dict[tuple[str, str], Received] = {}
         self._consumers: list[Consumer] = []
         self._stack = AsyncExitStack()
         self._clock = ServerClock()
@@ -132,7 +123,8 @@ class Bus:
             RedisError: The server doesn't answer.
         """
         async with AsyncExitStack() as stack:
-            self._loop = asyncio.get_running_loop()
+            self._tasks = anyio.create_task_group()
+            self._inbound = Inbound(self._run, self._mailbox, self._tasks)
             self._client = await stack.enter_async_context(connect(self._url, name="tolaria-bus"))
             await self._clock.sync(self._client)
             self._clock_keeper = ClockKeeper(self._clock, self._client, on_event=self._on_event)
@@ -145,7 +137,7 @@ class Bus:
                 self._settings.outbox_capacity, self._spool, self._streams, self._run
             )
             self.outbound = BusOutbound(
-                self._outbox, self._streams, self._run, self._finish_soon, self._ring
+                self._outbox, self._streams, self._run, self._inbound.finish_soon, self._ring
             )
             self._publisher = await self._make_publisher(stack)
             self._consumers = await make_consumers(
@@ -159,7 +151,7 @@ class Bus:
                 on_event=self._on_event,
             )
             # After all connections, so that it ends before they are closed.
-            self._tasks: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
+            await stack.enter_async_context(self._tasks)
             stack.callback(lambda: self._tasks.cancel_scope.cancel())
             self._tasks.start_soon(self._publisher.run)
             self._tasks.start_soon(self._lease.keep)
@@ -258,9 +250,8 @@ class Bus:
         for consumer in self._consumers:
             signals = consumer.stream == self._streams.emergency
             await consumer.prepare()
-            self._tasks.start_soon(
-                consumer.run, self._take_signal if signals else self._take_command
-            )
+            handler = self._inbound.take_signal if signals else self._inbound.take_command
+            self._tasks.start_soon(consumer.run, handler)
 
     def _start_janitor(self) -> None:
         shared = [shared_group(self._run)]
@@ -291,50 +282,6 @@ class Bus:
                 on_event=self._on_event,
             )
             self._tasks.start_soon(sampler.run)
-
-    async def _take_command(self, received: Received) -> None:
-        self._post(received, command_delivery(received))
-
-    async def _take_signal(self, received: Received) -> None:
-        try:
-            delivery = signal_delivery(received, self._run)
-        except WrongChecksum as error:
-            await received.dead_letter("malformed", str(error))
-            return
-        if delivery is None:
-            # Not waited for: a signal may stand behind a thousand alerts, or an outage.
-            received.ack_soon()
-        else:
-            self._post(received, delivery)
-
-    def _post(self, received: Received, delivery: Delivery) -> None:
-        self._open[received.stream, received.entry_id] = received
-        self._mailbox.post(delivery)
-
-    def _finish_soon(self, outcome: CommandOutcome, delivery: Delivery) -> None:
-        """The outcome is in the spool and finishes the entry. Called on the training thread.
-
-        That of a command that was given up doesn't: its entry becomes a dead letter here.
-        """
-        key = delivery.stream, delivery.entry_id
-
-        def finish() -> None:
-            received = self._open.pop(key, None)
-            if received is None:
-                return
-            if outcome.code == FATAL:
-                self._tasks.start_soon(self._bury, received, outcome.reason)
-            else:
-                received.forget()
-
-        self._loop.call_soon_threadsafe(finish)
-
-    async def _bury(self, received: Received, reason: str) -> None:
-        try:
-            await received.dead_letter(FATAL, reason)
-        except (RedisError, OSError) as error:
-            # Only while leaving. The entry stays pending, and the next start comes here again.
-            self._log.warning("no dead letter yet", entry_id=received.entry_id, reason=str(error))
 
     def _lease_lost(self, reason: str) -> None:
         self._log.error("the run was taken over: stopping", reason=reason)
