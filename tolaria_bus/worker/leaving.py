@@ -33,24 +33,20 @@ class Deadline:
         self._seconds = seconds
         self._end: float | None = None
 
-    def begin(self) -> None:
-        """The stop begins now, unless it has."""
+    def begin(self) -> float:
+        """The stop begins now, unless it has; when it must be over, on the loop's clock."""
         if self._end is None:
             self._end = anyio.current_time() + self._seconds
+        return self._end
 
-    @property
     def left(self) -> timedelta:
-        """What is left for the last steps but closing, which needs a little itself."""
-        self.begin()
-        assert self._end is not None
+        """What is left for the drain: closing what there is needs a little, too."""
         margin = min(_MARGIN, self._seconds / 5)
-        return timedelta(seconds=max(0.0, self._end - margin - anyio.current_time()))
+        return timedelta(seconds=max(0.0, self.begin() - margin - anyio.current_time()))
 
     async def passed(self) -> None:
         """Wait until it is over."""
-        self.begin()
-        assert self._end is not None
-        await anyio.sleep_until(self._end)
+        await anyio.sleep_until(self.begin())
 
 
 async def watch_signals(

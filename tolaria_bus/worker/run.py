@@ -168,7 +168,7 @@ async def _serve(prepared: _Prepared) -> RunSummary:
             finally:
                 # Also when training failed: what it said last must still go out.
                 with anyio.CancelScope(shield=True):
-                    await bus.drain(deadline.left)
+                    await bus.drain(deadline.left())
                 tasks.cancel_scope.cancel()
         return summary
 
