@@ -97,3 +97,16 @@ async def test_a_worker_shows_that_its_groups_live_and_trims_its_streams(
     assert f"lease:tolaria.{RUN}".encode() in known[FLEET]
     assert f"lease:tolaria.{RUN}".encode() in known[EMERGENCY]
     assert await redis.xlen(state) == 0
+
+
+async def test_a_worker_that_leaves_without_a_drain_leaves_no_connection_behind(
+    redis: Redis, redis_url: str, tmp_path: Path
+):
+    settings, _ = load()
+    folder = RunFolder.open(tmp_path)
+    async with Bus(redis_url, RUN, folder, settings, KeyRing(), Mailbox()):
+        pass
+    folder.journal.close()
+    with anyio.fail_after(SOON):
+        while [one for one in await redis.client_list() if one["name"].startswith("tolaria")]:  # noqa: ASYNC110
+            await anyio.sleep(0.01)

@@ -63,3 +63,24 @@ async def test_training_goes_on_while_the_server_stands_still(tmp_path: Path) ->
         assert summary(terminal.folder / "summary.json")["stopped_by"] == "signal"
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("state_home")
+def test_a_stop_without_a_server_ends_well_and_says_what_is_left(tmp_path: Path) -> None:
+    server = OwnServer(tmp_path / "server")
+    terminal = Terminal(tmp_path / "terminal", {"TOLARIA_DRAIN_SECONDS": "6"})
+    words = ("--epochs", "100000", "--summary", "summary.json")
+    try:
+        with terminal.start("run", "digits", *WORDS, server.url, *words) as worker:
+            worker.says("epoch 2/")
+            server.freeze()
+            worker.says("disconnected")
+            worker.signal(signal.SIGTERM)
+            text = worker.ends(0)
+        assert "what is in the spool goes out at the next start" in text
+        assert "the lease was not given back" in text
+        assert "in time" not in text
+        assert summary(terminal.folder / "summary.json")["stopped_by"] == "signal"
+    finally:
+        server.stop()

@@ -18,7 +18,7 @@ _KNOWN: Final = (
     ("tolaria_bus.oona.embedded", "ServerStartError"),
     ("tolaria_bus.oona.lease", "LeaseHeld"),
     ("tolaria_bus.leyline.codec", "CodecError"),
-    ("tolaria_bus.worker.bus", "RunKnown"),
+    ("tolaria_bus.worker.holding", "RunKnown"),
     ("tolaria_bus.tolaria.engine.job_errors", "JobError"),
     ("tolaria_bus.tolaria.recovery.journal", "RunLocked"),
     ("tolaria_bus.tolaria.recovery.journal", "JournalCorrupt"),

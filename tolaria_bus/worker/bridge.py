@@ -37,6 +37,10 @@ from tolaria_bus.tolaria.control.mailbox import Delivery
 from tolaria_bus.tolaria.control.outcomes import FATAL
 
 
+class WrongChecksum(ValueError):
+    """A signal isn't what its sender computed the checksum of."""
+
+
 class BusOutbound:
     """The trainer's way out: puts what it says into the outbox, by stream and priority.
 
@@ -181,9 +185,16 @@ def signal_delivery(received: Received, run: str) -> Delivery | None:
     """An emergency signal as a command to obey, or ``None`` where it isn't for this run.
 
     The command's id comes from the signal's, so a signal is obeyed once.
+
+    Raises:
+        WrongChecksum: It has one, and that isn't its own. Whoever writes one by hand has none.
     """
     signal: Message = received.opened.message
-    if not isinstance(signal, EmergencySignal) or not concerns(signal, run):
+    if not isinstance(signal, EmergencySignal):
+        return None
+    if signal.payload_checksum and signal.payload_checksum != checksum(signal):
+        raise WrongChecksum("EmergencySignal.payload_checksum is not that of the signal")
+    if not concerns(signal, run):
         return None
     signal_id = signal.attributes.get("signal_id") or f"{received.stream}/{received.entry_id}"
     command = AdaptationCommand(
@@ -206,6 +217,14 @@ def signal_delivery(received: Received, run: str) -> Delivery | None:
         group=received.group,
         resent=is_resent(received.opened.envelope, received.stream),
     )
+
+
+def checksum(signal: EmergencySignal) -> bytes:
+    """What the signal's ``payload_checksum`` must be."""
+    rest = EmergencySignal()
+    rest.CopyFrom(signal)
+    rest.ClearField("payload_checksum")
+    return hashlib.sha256(encode(rest)).digest()
 
 
 def concerns(signal: EmergencySignal, run: str) -> bool:

@@ -2,62 +2,50 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import anyio
 import structlog
-from anyio import create_task_group
-from anyio.abc import TaskGroup
 from prometheus_client.registry import CollectorRegistry
 from redis.exceptions import RedisError
 
-from tolaria_bus.leyline import CommandOutcome, MessagePriority
+from tolaria_bus.leyline import MessagePriority
 from tolaria_bus.oona.connection import ServerClock, connect
-from tolaria_bus.oona.consumer import Consumer, Received
+from tolaria_bus.oona.consumer import Consumer
 from tolaria_bus.oona.copies import Copies
-from tolaria_bus.oona.directory import beat, runs, write_status
-from tolaria_bus.oona.lease import Lease
+from tolaria_bus.oona.directory import beat, write_status
 from tolaria_bus.oona.metrics import stalled
-from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
 from tolaria_bus.oona.retention import Janitor, retentions
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
-from tolaria_bus.oona.trust import KeyRing, NonceWindow
+from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.settings import Settings
-from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
-from tolaria_bus.tolaria.control.outcomes import FATAL
+from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.summary import Progress
-from tolaria_bus.worker.bridge import (
-    ALERTS,
-    COMMANDS,
-    BusOutbound,
-    bus_event,
-    command_delivery,
-    signal_delivery,
-)
+from tolaria_bus.worker.bridge import BusOutbound, bus_event
+from tolaria_bus.worker.clock import ClockKeeper
+from tolaria_bus.worker.draining import Drain
+from tolaria_bus.worker.holding import make_lease, refuse_known_run
+from tolaria_bus.worker.inbound import Inbound
 from tolaria_bus.worker.measuring import measure
+from tolaria_bus.worker.readers import GROUP, make_consumers, shared_group
 
-GROUP = "tolaria"
-"""Of a run's own stream; on shared ones each run has its own, ``tolaria.RUN``."""
-BLOCK = timedelta(seconds=2)
-"""How long a reader waits in the server; a stop is noticed at once all the same."""
-COMPAT_SECRET = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
 LOUD = frozenset(
     {
         "bad_signatures",
         "entries_cut",
         "entries_lost",
+        "fenced",
         "group_recreated",
         "group_removed",
         "length_limit",
@@ -65,14 +53,12 @@ LOUD = frozenset(
         "spool_failed",
         "stream_blocked",
         "stream_mended",
+        "unreadable",
+        "unsendable",
         "unspooled",
     }
 )
 """Events of the bus that somebody has to know."""
-
-
-class RunKnown(RuntimeError):
-    """The server knows a run of this id, and its folder here is empty. One line says the mend."""
 
 
 class Bus:
@@ -124,7 +110,6 @@ class Bus:
         )
         self._token = folder.ledger.starts + 1
         self._began = time.time()
-        self._open: dict[tuple[str, str], Received] = {}
         self._consumers: list[Consumer] = []
         self._stack = AsyncExitStack()
         self._clock = ServerClock()
@@ -138,10 +123,13 @@ class Bus:
             RedisError: The server doesn't answer.
         """
         async with AsyncExitStack() as stack:
-            self._loop = asyncio.get_running_loop()
+            self._tasks = anyio.create_task_group()
+            self._inbound = Inbound(self._run, self._mailbox, self._tasks)
             self._client = await stack.enter_async_context(connect(self._url, name="tolaria-bus"))
             await self._clock.sync(self._client)
-            await self._refuse_known_run()
+            self._clock_keeper = ClockKeeper(self._clock, self._client, on_event=self._on_event)
+            if not self._new:
+                await refuse_known_run(self._client, self._streams, self._run, self._folder)
             await self._take_lease(stack)
             self._spool = Spool(self._folder.path / "spool")
             stack.callback(self._spool.close)
@@ -149,14 +137,26 @@ class Bus:
                 self._settings.outbox_capacity, self._spool, self._streams, self._run
             )
             self.outbound = BusOutbound(
-                self._outbox, self._streams, self._run, self._finish_soon, self._ring
+                self._outbox, self._streams, self._run, self._inbound.finish_soon, self._ring
             )
             self._publisher = await self._make_publisher(stack)
-            self._tasks: TaskGroup = await stack.enter_async_context(create_task_group())
+            self._consumers = await make_consumers(
+                stack,
+                self._url,
+                self._run,
+                folder=self._folder,
+                settings=self._settings,
+                ring=self._ring,
+                clock=self._clock,
+                on_event=self._on_event,
+            )
+            # After all connections, so that it ends before they are closed.
+            await stack.enter_async_context(self._tasks)
             stack.callback(lambda: self._tasks.cancel_scope.cancel())
             self._tasks.start_soon(self._publisher.run)
             self._tasks.start_soon(self._lease.keep)
-            await self._start_consumers(stack)
+            self._tasks.start_soon(self._clock_keeper.run)
+            await self._start_consumers()
             self._start_janitor()
             self._measure()
             self._stack = stack.pop_all()
@@ -171,17 +171,19 @@ class Bus:
         """Close everything; the lease has been given back by :meth:`drain`."""
         await self._stack.__aexit__(kind, error, trace)
 
-    async def drain(self, timeout: timedelta) -> None:
-        """Stop reading, send what was said, give the lease back; at most ``timeout`` in all."""
-        for consumer in self._consumers:
-            await consumer.stop()
-        left = await self._publisher.drain(timeout)
+    async def drain(self, within: timedelta) -> None:
+        """Stop reading, send what was said, give the lease back; at most ``within`` in all."""
+        drain = Drain(within)
+        left = await drain.send(self._consumers, self._publisher)
         if left:
-            self._log.warning("not delivered yet; kept for the next start", packets=left)
-        try:
-            await self._lease.release()
-        except (RedisError, OSError) as error:
-            self._log.warning("the lease was not given back; it will lapse", reason=str(error))
+            self._log.warning(
+                "not delivered; what is in the spool goes out at the next start",
+                packets=left,
+                in_spool=len(self._spool),
+            )
+        reason = await drain.give_back(self._lease)
+        if reason:
+            self._log.warning("the lease was not given back; it will lapse", reason=reason)
 
     def stalled(self) -> str:
         """Which read loops stand still, in one line; empty if none does. Any thread may ask."""
@@ -217,28 +219,13 @@ class Bus:
         except (RedisError, OSError) as error:
             self._log.debug("no beat", reason=str(error))
 
-    async def _refuse_known_run(self) -> None:
-        if (
-            self._folder.is_new
-            and not self._new
-            and self._run in await runs(self._client, self._streams)
-        ):
-            raise RunKnown(
-                f"the server knows a run {self._run!r}, but {self._folder.path} is empty: "
-                "give the folder that it has, another id, or --new to begin it anew"
-            )
-
     async def _take_lease(self, stack: AsyncExitStack) -> None:
-        client = await stack.enter_async_context(connect(self._url, name="tolaria-lease"))
-        self._lease = Lease(
-            client,
-            self._streams,
+        self._lease = make_lease(
+            await stack.enter_async_context(connect(self._url, name="tolaria-lease")),
             self._run,
-            # The folder's lock keeps a second process of this machine away, so that whoever asks
-            # from here again is the successor of one that died.
-            holder=f"{platform.node()}:{self._folder.path}",
-            token=self._token,
-            ttl=timedelta(seconds=self._settings.lease_seconds),
+            self._token,
+            folder=self._folder,
+            settings=self._settings,
             on_lost=self._lease_lost,
             on_event=self._on_event,
         )
@@ -259,52 +246,15 @@ class Bus:
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
         )
 
-    async def _start_consumers(self, stack: AsyncExitStack) -> None:
-        nonces = NonceWindow(self._folder.path / "nonces")
-        stack.callback(nonces.close)
-        secret = os.environ.get(COMPAT_SECRET, "") if self._settings.compat_envelopes else ""
-        opener = Opener(
-            self._ring,
-            nonces,
-            compat_secret=secret.encode() or None,
-            server_now_ms=self._clock.now_ms,
-        )
-        own, shared = GROUP, f"{GROUP}.{self._run}"
-        # Only a run that never began has nothing to catch up with; one whose groups are gone was
-        # away too long, or its server was wiped.
-        begins = "0" if self._folder.ledger.starts else "$"
-        for stream, group, accept, delete in (
-            (self._streams.control(self._run), own, COMMANDS, True),
-            (self._streams.fleet_control, shared, COMMANDS, False),
-            (self._streams.emergency, shared, ALERTS, False),
-        ):
-            client = await stack.enter_async_context(
-                connect(self._url, name="tolaria-reader", block=BLOCK)
-            )
-            acks = await stack.enter_async_context(connect(self._url, name="tolaria-acks"))
-            consumer = Consumer(
-                client,
-                acks,
-                stream=stream,
-                group=group,
-                # Stable: what an earlier process of this run left pending is our own.
-                name=self._run,
-                opener=opener,
-                ring=self._ring,
-                accept=accept,
-                delete=delete,
-                start="0" if delete else begins,
-                block=BLOCK,
-                on_event=self._on_event,
-                server_now=self._clock.now,
-            )
-            self._consumers.append(consumer)
-            handler = self._take_signal if accept is ALERTS else self._take_command
+    async def _start_consumers(self) -> None:
+        for consumer in self._consumers:
+            signals = consumer.stream == self._streams.emergency
             await consumer.prepare()
-            self._tasks.start_soon(partial(consumer.run, handler))
+            handler = self._inbound.take_signal if signals else self._inbound.take_command
+            self._tasks.start_soon(consumer.run, handler)
 
     def _start_janitor(self) -> None:
-        shared = [f"{GROUP}.{self._run}"]
+        shared = [shared_group(self._run)]
         janitor = Janitor(
             self._client,
             self._retentions,
@@ -333,50 +283,13 @@ class Bus:
             )
             self._tasks.start_soon(sampler.run)
 
-    async def _take_command(self, received: Received) -> None:
-        self._post(received, command_delivery(received))
-
-    async def _take_signal(self, received: Received) -> None:
-        delivery = signal_delivery(received, self._run)
-        if delivery is None:
-            await received.ack()
-        else:
-            self._post(received, delivery)
-
-    def _post(self, received: Received, delivery: Delivery) -> None:
-        self._open[received.stream, received.entry_id] = received
-        self._mailbox.post(delivery)
-
-    def _finish_soon(self, outcome: CommandOutcome, delivery: Delivery) -> None:
-        """The outcome is in the spool and finishes the entry. Called on the training thread.
-
-        That of a command that was given up doesn't: its entry becomes a dead letter here.
-        """
-        key = delivery.stream, delivery.entry_id
-
-        def finish() -> None:
-            received = self._open.pop(key, None)
-            if received is None:
-                return
-            if outcome.code == FATAL:
-                self._tasks.start_soon(self._bury, received, outcome.reason)
-            else:
-                received.forget()
-
-        self._loop.call_soon_threadsafe(finish)
-
-    async def _bury(self, received: Received, reason: str) -> None:
-        try:
-            await received.dead_letter(FATAL, reason)
-        except (RedisError, OSError) as error:
-            # Only while leaving. The entry stays pending, and the next start comes here again.
-            self._log.warning("no dead letter yet", entry_id=received.entry_id, reason=str(error))
-
     def _lease_lost(self, reason: str) -> None:
         self._log.error("the run was taken over: stopping", reason=reason)
         self._mailbox.request_stop("lease")
 
     def _on_event(self, name: str, detail: Mapping[str, str]) -> None:
+        if name == "reconnected":
+            self._clock_keeper.ask()
         loud = name in LOUD
         (self._log.warning if loud else self._log.info)(name, **detail)
         priority = (

@@ -12,7 +12,6 @@ import gc
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -31,9 +30,16 @@ from tolaria_bus.tolaria.summary import RunSummary
 from tolaria_bus.tolaria.trainer import Trainer
 from tolaria_bus.worker.bus import Bus
 from tolaria_bus.worker.endpoint import Endpoint
-from tolaria_bus.worker.leaving import exit_at_once, watch_signals
+from tolaria_bus.worker.leaving import Deadline, exit_at_once, watch_signals
 from tolaria_bus.worker.logs import configure
-from tolaria_bus.worker.spec import WorkerSpec, check_trust, key_ring, new_run_id, run_path
+from tolaria_bus.worker.spec import (
+    WorkerSpec,
+    check_trust,
+    compat_secret,
+    key_ring,
+    new_run_id,
+    run_path,
+)
 from tolaria_bus.worker.thread import TrainingThread
 
 PROGRESS_SECONDS = 0.2
@@ -64,6 +70,7 @@ def run_worker(spec: WorkerSpec) -> RunSummary:
     configure(spec.log)
     log = structlog.get_logger()
     ring = key_ring(spec.settings)
+    compat_secret(spec.settings)
     job = load_job(spec.job, spec.job_options)
     run = spec.settings.run or new_run_id(job.name)
     with ExitStack() as stack:
@@ -144,11 +151,13 @@ async def _serve(prepared: _Prepared) -> RunSummary:
         thread = TrainingThread(train)
         async with anyio.create_task_group() as tasks:
             leave = partial(exit_at_once, bus.sync)
+            deadline = Deadline(settings.drain_seconds)
 
             def drain(reason: str) -> None:
                 log.info("stopping", reason=reason, again="a second signal stops at once")
                 mailbox.request_stop("signal")
-                tasks.start_soon(_leave_late, settings, leave)
+                deadline.begin()
+                tasks.start_soon(_leave_late, deadline, thread, leave)
 
             await tasks.start(watch_signals, drain, leave)
             tasks.start_soon(_show, prepared, trainer)
@@ -159,17 +168,22 @@ async def _serve(prepared: _Prepared) -> RunSummary:
             finally:
                 # Also when training failed: what it said last must still go out.
                 with anyio.CancelScope(shield=True):
-                    await bus.drain(timedelta(seconds=settings.drain_seconds))
+                    await bus.drain(deadline.left())
                 tasks.cancel_scope.cancel()
         return summary
 
 
-async def _leave_late(settings: Settings, leave: Callable[[], NoReturn]) -> None:
-    await anyio.sleep(settings.drain_seconds)
-    structlog.get_logger().error(
-        "training didn't reach a fence in time: leaving; the journal has everything",
-        seconds=settings.drain_seconds,
-    )
+async def _leave_late(
+    deadline: Deadline, thread: TrainingThread[RunSummary], leave: Callable[[], NoReturn]
+) -> None:
+    await deadline.passed()
+    log = structlog.get_logger()
+    if thread.ended:
+        log.error(
+            "the bus didn't close in time: leaving; the next start sends what is in the spool"
+        )
+    else:
+        log.error("training didn't reach a fence in time: leaving; the journal has everything")
     leave()
 
 

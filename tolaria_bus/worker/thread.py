@@ -32,6 +32,11 @@ class TrainingThread(Generic[T]):
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Its result is there."""
+        return self._done.done()
+
     async def result(self) -> T:
         """Wait for the end. Cancelling this wait doesn't touch the thread.
 
