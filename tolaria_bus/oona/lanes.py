@@ -1,14 +1,14 @@
-"""The two queues of the outbox, and the bell that wakes whoever empties them."""
+"""The two queues of the outbox."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
 from tolaria_bus.leyline import MessagePriority, Settlement
+from tolaria_bus.oona.bell import Bell
 
 
 @dataclass(slots=True)
@@ -38,34 +38,6 @@ class Packet:
     number: int | None = None
     put_at: float = 0.0
     done: bool = False
-
-
-class Bell:
-    """Wakes a sleeper in another thread, once for however many rings until it listens again."""
-
-    def __init__(self) -> None:
-        self._armed = False
-        self._wake: Callable[[], None] | None = None
-        self.failed = 0
-
-    def attach(self, wake: Callable[[], None] | None) -> None:
-        """Call ``wake``, from any thread, at the first ring after each ``arm``."""
-        self._wake = wake
-
-    def arm(self) -> None:
-        """Listen again. Look for work after this and before sleeping, or a ring is missed."""
-        self._armed = True
-
-    def ring(self) -> None:
-        """Wake the sleeper if it sleeps; never raises."""
-        if self._armed and self._wake is not None:
-            self._armed = False
-            try:
-                self._wake()
-            except RuntimeError:
-                # The event loop is closed: nobody will come any more. What may not be lost is in
-                # the spool.
-                self.failed += 1
 
 
 class Lane:

@@ -29,10 +29,11 @@ from tolaria_bus.leyline import (
     SpooledPacket,
     TelemetryPacket,
 )
+from tolaria_bus.oona.bell import Bell
 from tolaria_bus.oona.counts import StreamCounts
 from tolaria_bus.oona.envelope import new_message_id, wrap
 from tolaria_bus.oona.folding import WINDOW, Folding, alert_kind
-from tolaria_bus.oona.lanes import Bell, Lane, Packet
+from tolaria_bus.oona.lanes import Lane, Packet
 from tolaria_bus.oona.spool import Spool, SpoolFull
 from tolaria_bus.oona.streams import Streams
 

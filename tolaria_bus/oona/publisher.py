@@ -14,8 +14,6 @@ Events: those of :class:`Attempts` for the connections ``bulk`` and ``emergency`
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +27,13 @@ from redis.exceptions import RedisError
 from tolaria_bus.leyline import MessagePriority
 from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.backoff import Backoff
+from tolaria_bus.oona.bell import Sleeper
 from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import OnEvent, log_event, reason_of
-from tolaria_bus.oona.lanes import Bell, Lane, Packet
+from tolaria_bus.oona.give_way import GiveWay
+from tolaria_bus.oona.lanes import Lane, Packet
 from tolaria_bus.oona.outbox import Outbox
-from tolaria_bus.oona.sending import Batch, GiveWay, Report, Sender
+from tolaria_bus.oona.sending import Batch, Report, Sender
 from tolaria_bus.oona.trust import KeyRing
 
 BATCH: Final = 128
@@ -154,7 +154,7 @@ class Publisher:
     async def _pump(self, name: str, lane: Lane) -> None:
         attempts = self.attempts[name]
         sender = self._senders[name]
-        with _Sleeper(lane.bell) as sleeper:
+        with Sleeper(lane.bell) as sleeper:
             if not lane:
                 await self._get_ready(name, lane, sender, attempts)
             while True:
@@ -246,7 +246,7 @@ class Publisher:
         if spool is None:
             return
         backoff = Backoff((1.0, 5.0, 30.0))
-        with _Sleeper(self._outbox.spooled) as sleeper:
+        with Sleeper(self._outbox.spooled) as sleeper:
             while True:
                 await sleeper.sleep_unless(lambda: spool.unsynced)
                 try:
@@ -288,36 +288,3 @@ class Publisher:
 
 async def _seal(sender: Sender, packets: Sequence[Packet], sealed: list[Batch]) -> None:
     sealed.append(await sender.seal(packets))
-
-
-class _Sleeper:
-    """Sleeps in the event loop until a bell rings in any thread."""
-
-    def __init__(self, bell: Bell) -> None:
-        self._bell = bell
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self._event = anyio.Event()
-
-    def __enter__(self) -> _Sleeper:
-        self._bell.attach(self._wake)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bell.attach(None)
-
-    async def sleep_unless(self, ready: Callable[[], bool]) -> None:
-        """Sleep until the bell rings, unless there is something to do."""
-        self._event = anyio.Event()
-        self._bell.arm()
-        if not ready():
-            await self._event.wait()
-
-    def _wake(self) -> None:
-        if threading.get_ident() == self._thread:
-            self._event.set()
-        else:
-            self._loop.call_soon_threadsafe(self._set)
-
-    def _set(self) -> None:
-        self._event.set()

@@ -26,6 +26,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tolaria_bus.leyline.codec import CodecError
 from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import reason_of
+from tolaria_bus.oona.give_way import GiveWay
 from tolaria_bus.oona.lanes import Packet
 from tolaria_bus.oona.lease import fence_key
 from tolaria_bus.oona.outbox import Outbox
@@ -38,7 +39,7 @@ from tolaria_bus.oona.scripts import (
     settle_reply,
 )
 from tolaria_bus.oona.sealing import seal_envelope
-from tolaria_bus.oona.streams import Streams, settled_of
+from tolaria_bus.oona.streams import Streams, hash_tag, settled_of
 from tolaria_bus.oona.trust import KeyRing
 
 STREAM_LENGTH: Final = 100_000
@@ -48,45 +49,6 @@ _SEALED_AT_ONCE: Final = 32
 """Between so many, others get the event loop."""
 
 _Fields = dict[bytes, bytes]
-
-
-class GiveWay:
-    """Lets an alert go first: while one is on its way, bulk isn't sealed, for a moment.
-
-    Signing a batch takes longer than an alert's way to the server; and each turn of the event loop
-    that the alert needs would be one after another piece of that batch. It never takes more than a
-    fifth of bulk's time: alerts may be many, or their connection slow, or gone.
-
-    Args:
-        urgent: Is there something that has to go first?
-        monotonic: Seconds.
-    """
-
-    _SECONDS = 0.002
-    _PAUSE = 0.008
-
-    def __init__(
-        self, urgent: Callable[[], bool], monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._urgent = urgent
-        self._monotonic = monotonic
-        self._next = 0.0
-        self._gone = anyio.Event()
-
-    def due(self) -> bool:
-        """Should bulk wait now?"""
-        return self._urgent() and self._monotonic() >= self._next
-
-    def gone(self) -> None:
-        """What was urgent is on its stream."""
-        self._gone.set()
-        self._gone = anyio.Event()
-
-    async def wait(self) -> None:
-        """Until then, or until the moment is over."""
-        with anyio.move_on_after(self._SECONDS):
-            await self._gone.wait()
-        self._next = self._monotonic() + self._PAUSE
 
 
 @dataclass
@@ -314,10 +276,3 @@ class Sender:
                 report.refuse(reply)
             else:
                 self._outbox.delivered(packet)
-
-
-def hash_tag(key: str) -> str:
-    """What decides a key's slot: the part in its first braces, or all of it."""
-    start = key.find("{")
-    end = key.find("}", start + 1)
-    return key[start + 1 : end] if start >= 0 and end > start + 1 else key

@@ -52,6 +52,13 @@ def run_of(stream: str) -> str | None:
     return None if found is None else found[1]
 
 
+def hash_tag(key: str) -> str:
+    """What decides a key's slot: the part in its first braces, or all of it."""
+    start = key.find("{")
+    end = key.find("}", start + 1)
+    return key[start + 1 : end] if start >= 0 and end > start + 1 else key
+
+
 def groups_of(stream: str) -> str:
     """Return the key of what is known of a stream's groups (``trim.lua``), in the same slot."""
     return f"{stream if '{' in stream else f'{{{stream}}}'}:groups"
