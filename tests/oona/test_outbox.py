@@ -109,6 +109,77 @@ def test_what_comes_back_is_the_next_to_go_in_the_same_order():
     assert [packet.message_id for packet in take_all(box)] == list("01234")
 
 
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ids(packets: list[Packet]) -> list[str]:
+    return [packet.message_id for packet in packets]
+
+
+def put_for(box: Outbox, *letters: str) -> None:
+    for letter in letters:
+        box.put(metric(), stream=letter[0], priority=NORMAL, message_id=letter)
+
+
+def refuse(box: Outbox, packets: list[Packet], stream: str) -> None:
+    """The server took what isn't for this stream."""
+    for packet in packets:
+        if packet.stream != stream:
+            box.delivered(packet)
+    box.answered(box.bulk, packets, {stream: False})
+    box.give_back(box.bulk, packets)
+
+
+def test_a_refused_stream_is_set_aside_and_tried_with_one_packet_when_it_is_due():
+    clock = Clock()
+    box = Outbox(100, None, STREAMS, "r", monotonic=clock)
+    put_for(box, "a1", "b1", "a2", "a3", "b2")
+    refuse(box, box.take(box.bulk, 3), "a")
+    assert ids(box.take(box.bulk, 10)) == ["b2"]
+    put_for(box, "a4", "b3")
+    assert ids(box.take(box.bulk, 10)) == ["b3"]
+    assert box.take(box.bulk, 10) == []
+    assert 0 < (box.bulk.due_in() or 0) < 1
+    clock.now += 1
+    assert box.bulk.due_in() == 0
+    put_for(box, "b4")
+    probe = box.take(box.bulk, 10)
+    assert ids(probe) == ["a1", "b4"]
+    # Nothing may overtake it.
+    assert (box.take(box.bulk, 10), box.bulk.due_in()) == ([], None)
+    refuse(box, probe, "a")
+    assert (box.take(box.bulk, 10), box.bulk.set_aside) == ([], 1)
+    clock.now += 1
+    probe = box.take(box.bulk, 10)
+    box.delivered(probe[0])
+    box.answered(box.bulk, probe, {})
+    put_for(box, "a5")
+    assert ids(box.take(box.bulk, 10)) == ["a2", "a3", "a4", "a5"]
+    assert (box.bulk.set_aside, box.bulk.due_in()) == (0, None)
+
+
+def test_a_stream_whose_trial_got_no_answer_is_tried_again_at_once():
+    clock = Clock()
+    box = Outbox(100, None, STREAMS, "r", monotonic=clock)
+    put_for(box, "a1", "a2")
+    refuse(box, box.take(box.bulk, 1), "a")
+    clock.now += 1
+    for _ in range(2):
+        probe = box.take(box.bulk, 10)
+        assert ids(probe) == ["a1"]
+        box.give_back(box.bulk, probe)
+        assert box.bulk.due_in() == 0
+    # Also where it got there, and only the rest of the answer is missing.
+    probe = box.take(box.bulk, 10)
+    box.delivered(probe[0])
+    box.give_back(box.bulk, probe)
+    assert ids(box.take(box.bulk, 10)) == ["a2"]
+
+
 def test_an_envelope_says_who_what_and_in_answer_to_what():
     box = outbox()
     box.put(

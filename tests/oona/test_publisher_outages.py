@@ -192,6 +192,48 @@ async def test_one_bad_stream_doesnt_hold_up_the_others(redis: Redis, redis_url:
     assert events.names() == ["refused", "accepted"]
 
 
+async def test_a_refused_stream_with_a_backlog_keeps_its_order_and_holds_nobody_up(
+    redis: Redis, redis_url: str
+):
+    """While it is refused, more is put for it, and for others."""
+    await redis.set("refused", "not a stream")
+    outbox, events = new_outbox(), Events()
+    async with publishing(redis_url, outbox, on_event=events) as publisher:
+        for n in range(600):
+            outbox.put(metric(), stream="refused", priority=NORMAL, message_id=str(n))
+        await events.wait_for("refused")
+        for n in range(600, 1200):
+            outbox.put(metric(), stream="refused", priority=NORMAL, message_id=str(n))
+            outbox.put(metric(), stream=TELEMETRY, priority=NORMAL, message_id=str(n))
+        await until(lambda: outbox.depth == 1200)
+        await redis.delete("refused")
+        await drained(publisher)
+    sent = [envelope.message_id for envelope in await envelopes(redis, "refused")]
+    assert sent == [str(n) for n in range(1200)]
+    sent = [envelope.message_id for envelope in await envelopes(redis, TELEMETRY)]
+    assert sent == [str(n) for n in range(600, 1200)]
+
+
+async def test_a_refusal_is_told_once_though_others_are_accepted_meanwhile(
+    redis: Redis, redis_url: str
+):
+    await redis.set("refused", "not a stream")
+    outbox, events = new_outbox(), Events()
+    async with publishing(redis_url, outbox, on_event=events) as publisher:
+        outbox.put(metric(), stream="refused", priority=NORMAL)
+        await events.wait_for("refused")
+        for _ in range(3):
+            # Whole batches, before which the refused packet doesn't come.
+            for n in range(300):
+                outbox.put(outcome(str(n)), stream=OUTCOMES, priority=NORMAL, durable=True)
+            await until(lambda: outbox.depth == 1)
+            await publisher.progress()  # one more try
+        assert events.names() == ["refused"]
+        await redis.delete("refused")
+        await drained(publisher)
+    assert events.names() == ["refused", "accepted"]
+
+
 async def test_a_wiped_server_is_written_to_as_before(redis: Redis, redis_url: str):
     outbox = new_outbox()
     async with publishing(redis_url, outbox) as publisher:

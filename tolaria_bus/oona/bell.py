@@ -53,12 +53,17 @@ class Sleeper:
     def __exit__(self, *_: object) -> None:
         self._bell.attach(None)
 
-    async def sleep_unless(self, ready: Callable[[], bool]) -> None:
-        """Sleep until the bell rings, unless there is something to do."""
+    async def sleep_unless(self, ready: Callable[[], bool], within: float | None = None) -> None:
+        """Sleep until the bell rings, unless there is something to do; at most so many seconds."""
         self._event = anyio.Event()
         self._bell.arm()
-        if not ready():
+        if ready():
+            return
+        if within is None:
             await self._event.wait()
+        else:
+            with anyio.move_on_after(within):
+                await self._event.wait()
 
     def _wake(self) -> None:
         if threading.get_ident() == self._thread:

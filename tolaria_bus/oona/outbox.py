@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -55,7 +55,7 @@ class Outbox:
         run: The id of the run whose worker this is; outcomes are fenced by its lease.
         source: Who sends; by default ``run/ID``.
         fold: How long repeated alerts are held back.
-        monotonic: The clock for that, in seconds.
+        monotonic: The clock for that and for waits, in seconds.
 
     Attributes:
         emergency: The lane of the emergency stream.
@@ -83,8 +83,8 @@ class Outbox:
         self.run = run
         self.spool = spool
         self.capacity = capacity
-        self.emergency = Lane()
-        self.bulk = Lane()
+        self.emergency = Lane(monotonic)
+        self.bulk = Lane(monotonic)
         self.spooled = Bell()
         self.depth = 0
         self.shed: dict[MessagePriority.ValueType, int] = {}
@@ -186,9 +186,12 @@ class Outbox:
     def give_back(self, lane: Lane, packets: Iterable[Packet]) -> None:
         """Put those that aren't done where they came from, before all others."""
         with self._lock:
-            for packet in reversed(list(packets)):
-                if not packet.done:
-                    lane.add_first(packet)
+            lane.give_back(packets)
+
+    def answered(self, lane: Lane, packets: Iterable[Packet], refused: Mapping[str, bool]) -> None:
+        """The server said what it takes; see :meth:`Lane.answered`."""
+        with self._lock:
+            lane.answered(packets, refused)
 
     def delivered(self, packet: Packet) -> None:
         """The server has it: forget it."""

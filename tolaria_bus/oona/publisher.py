@@ -2,10 +2,11 @@
 
 Whatever waits when a connection is free goes out in one round trip, so the batches grow with the
 load and a lone packet waits for nobody; while one batch is on its way, the next is sealed. Nothing
-is given up on an error. After a lost connection, or where the server refuses (out of memory,
-read-only after a failover), packets go back to the head of their lane and are tried again with a
-growing wait; only the outbox's bounds for LOW and NORMAL shed anything. Each packet keeps its
-message id over all attempts, and a durable one is written once for all of them.
+is given up on an error. After a lost connection, packets go back to the head of their lane, which
+is tried again with a growing wait. Where the server refuses (out of memory, read-only after a
+failover), or a cluster's node is gone, that holds for the stream alone: the others don't wait for
+it. Only the outbox's bounds for LOW and NORMAL shed anything. Each packet keeps its message id over
+all attempts, and a durable one is written once for all of them.
 
 Events: those of :class:`Attempts` for the connections ``bulk`` and ``emergency``; ``fenced``
 (holder), ``unsendable`` (stream, message_id, error), ``shed`` (low, normal), ``unspooled``
@@ -160,7 +161,7 @@ class Publisher:
             while True:
                 packets = self._outbox.take(lane, self._batch)
                 if not packets:
-                    await sleeper.sleep_unless(lambda: bool(lane))
+                    await sleeper.sleep_unless(lambda: bool(lane), lane.due_in())
                     continue
                 wait = await self._send_all(name, lane, packets, sender, attempts)
                 if wait:
@@ -184,25 +185,27 @@ class Publisher:
         """Send these and what else waits, one batch on its way while the next is sealed.
 
         Returns:
-            Seconds to wait before the next try; 0 when the lane is empty.
+            Seconds to wait before the next try; 0 when the lane is empty, or has streams that take
+            packets.
         """
         out = deque([packets])
         try:
             batch = await sender.seal(packets)
             while True:
                 sealed: list[Batch] = []
-                if len(lane) >= self._batch:
-                    # Fewer could not fill a batch yet; they gather until this one is answered.
-                    out.append(self._outbox.take(lane, self._batch))
+                # Fewer could not fill a batch yet; they gather until this one is answered.
+                later = self._outbox.take(lane, self._batch) if len(lane) >= self._batch else []
+                if later:
+                    out.append(later)
                     async with anyio.create_task_group() as tasks:
-                        tasks.start_soon(_seal, sender, out[-1], sealed)
+                        tasks.start_soon(_seal, sender, later, sealed)
                         wait = await self._attempt(name, lane, sender, batch, attempts)
                 else:
                     wait = await self._attempt(name, lane, sender, batch, attempts)
                 self._progress.set()
                 self._progress = anyio.Event()
-                if wait or not sealed:
-                    return wait
+                if wait is not None or not sealed:
+                    return wait or 0.0
                 out.popleft()
                 (batch,) = sealed
         finally:
@@ -212,8 +215,12 @@ class Publisher:
 
     async def _attempt(
         self, name: str, lane: Lane, sender: Sender, batch: Batch, attempts: Attempts
-    ) -> float:
-        """Send a batch once; seconds to wait before the next."""
+    ) -> float | None:
+        """Send a batch once.
+
+        Returns:
+            Seconds to wait before anything is sent again; ``None`` if nothing has to be.
+        """
         alerts = lane is self._outbox.emergency
         try:
             self._sending_alerts |= alerts
@@ -226,10 +233,22 @@ class Publisher:
                 self._sending_alerts = False
                 self._give_way.gone()
         self._tell(report)
-        self.connected[name] = report.unreached is None
+        self._outbox.answered(lane, batch.packets, report.streams)
+        if batch.jobs:
+            self._judge(name, lane, report, attempts)
+        # What was refused is set aside, and what is sealed already may be of the same streams.
+        return 0.0 if report.streams else None
+
+    def _judge(self, name: str, lane: Lane, report: Report, attempts: Attempts) -> None:
+        """Tell of troubles that begin, and of those that end with the last stream set aside."""
         if report.unreached is not None:
-            return attempts.failed(report.unreached)
-        return attempts.answered(report.refused)
+            attempts.failed(report.unreached)
+        elif not lane.unreached:
+            attempts.reached()
+        attempts.refused(report.refused)
+        if not lane.set_aside:
+            attempts.accepted()
+        self.connected[name] = attempts.connected
 
     def _tell(self, report: Report) -> None:
         for packet, error in report.unsendable:

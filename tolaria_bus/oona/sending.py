@@ -20,10 +20,11 @@ import anyio
 from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tolaria_bus.leyline.codec import CodecError
+from tolaria_bus.oona.cluster import ClusterClient
 from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import reason_of
 from tolaria_bus.oona.give_way import GiveWay
@@ -57,21 +58,25 @@ class Report:
 
     Attributes:
         refused: What the server said to packets that stay to be sent again; by text, how often.
+        streams: Their streams; true: nobody was there to take them.
         holder: Who has the run, if packets were fenced off; else ``None``.
         unsendable: Packets that can never be sent, with the reason.
         unreached: Why a node of a cluster couldn't be asked, while others answered.
     """
 
     refused: dict[str, int] = field(default_factory=dict)
+    streams: dict[str, bool] = field(default_factory=dict)
     holder: str | None = None
     unsendable: list[tuple[Packet, str]] = field(default_factory=list)
     unreached: Exception | None = None
 
-    def refuse(self, error: Exception) -> None:
+    def refuse(self, stream: str, error: Exception) -> None:
         """Count the refusal of a packet, or tell that nobody was there to take it."""
         if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
             self.unreached = error
+            self.streams[stream] = True
             return
+        self.streams.setdefault(stream, False)
         text = reason_of(error)
         self.refused[text] = self.refused.get(text, 0) + 1
 
@@ -178,8 +183,8 @@ class Sender:
         """Send; packets that the server has are ``done`` afterwards, also after an error.
 
         Raises:
-            RedisError, OSError: the connection failed; what isn't done may or may not have
-                arrived, and is sent again under the same message id.
+            RedisError, OSError: the connection failed, that of a cluster aside; what isn't done
+                may or may not have arrived, and is sent again under the same message id.
         """
         report = Report(unsendable=batch.unsendable)
         for packet, _ in batch.unsendable:
@@ -195,8 +200,8 @@ class Sender:
         waiting: list[Packet] = []
         for job, reply in zip(batch.jobs, replies, strict=True):
             if isinstance(reply, Exception):
-                for _ in job:
-                    report.refuse(reply)
+                for packet, _ in job:
+                    report.refuse(packet.stream, reply)
                 continue
             packet, _ = job[0]
             if self._settles(packet) and (settled := settle_reply(reply)).fenced:
@@ -204,8 +209,8 @@ class Sender:
                 self._outbox.leave(packet)
                 continue
             if missing is not None and packet.durable:
-                for _ in job:
-                    report.refuse(missing)
+                for packet, _ in job:
+                    report.refuse(packet.stream, missing)
                 continue
             for packet, _ in job:
                 if packet.settlement is not None and self._entry(packet) is None:
@@ -217,7 +222,18 @@ class Sender:
         return report
 
     async def _ask(self, commands: Sequence[list[Argument]]) -> list[Any]:
-        """Send commands in one round trip; replies, the server's refusals among them."""
+        """Send commands in one round trip; replies, the server's refusals among them.
+
+        Of a cluster also what its nodes were lost with: others take their packets meanwhile.
+        """
+        try:
+            return await self._ask_at_once(commands)
+        except (RedisError, OSError) as error:
+            if not isinstance(self._client, ClusterClient):
+                raise
+            return [error for _ in commands]
+
+    async def _ask_at_once(self, commands: Sequence[list[Argument]]) -> list[Any]:
         if len(commands) == 1:
             # Without a pipeline a lone packet gets there sooner.
             try:
@@ -273,6 +289,6 @@ class Sender:
         )
         for packet, reply in zip(packets, replies, strict=True):
             if isinstance(reply, Exception):
-                report.refuse(reply)
+                report.refuse(packet.stream, reply)
             else:
                 self._outbox.delivered(packet)
