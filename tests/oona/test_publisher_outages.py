@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.oona.bus import (
     OUTCOMES,
     SOON,
     TELEMETRY,
+    UNSIGNED,
     Events,
     alert,
     drained,
@@ -38,6 +40,7 @@ from tests.oona.bus import (
 from tolaria_bus.leyline import CommandOutcome, Settlement
 from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.embedded import EmbeddedServer
+from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.spool import Spool
 
 
@@ -231,6 +234,28 @@ async def test_a_refusal_is_told_once_though_others_are_accepted_meanwhile(
         assert events.names() == ["refused"]
         await redis.delete("refused")
         await drained(publisher)
+    assert events.names() == ["refused", "accepted"]
+
+
+@pytest.mark.parametrize("stream", [EMERGENCY, OUTCOMES])
+async def test_what_was_sealed_too_long_ago_is_sealed_anew(
+    redis: Redis, redis_url: str, stream: str
+):
+    """As when the process stood still before it sent, or its clock is behind."""
+    behind = 61_000_000_000
+    outbox, events = new_outbox(), Events()
+    async with publishing(
+        redis_url, outbox, on_event=events, clock=lambda: time.time_ns() - behind
+    ) as publisher:
+        message = alert("a") if stream == EMERGENCY else outcome("c")
+        outbox.put(message, stream=stream, priority=HIGH, message_id="m")
+        refused = await events.wait_for("refused")
+        assert "sealed too long ago, by the clock of its sender" in refused["error"]
+        assert await redis.exists(stream) == 0
+        behind = 0
+        await drained(publisher)
+    ((entry_id, fields),) = await entries(redis, stream)
+    assert Opener(UNSIGNED, None).open(stream, entry_id, fields).message_id == "m"
     assert events.names() == ["refused", "accepted"]
 
 

@@ -41,13 +41,17 @@ from tolaria_bus.oona.scripts import (
 )
 from tolaria_bus.oona.sealing import seal_envelope
 from tolaria_bus.oona.streams import Streams, hash_tag, settled_of
-from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.oona.trust import FRESH_AHEAD_MS, FRESH_BACK_MS, KeyRing
 
 STREAM_LENGTH: Final = 100_000
 """Entries kept in a stream for which nothing else is said."""
 
 _SEALED_AT_ONCE: Final = 32
 """Between so many, others get the event loop."""
+
+_TAKEN_MS: Final = FRESH_BACK_MS - FRESH_AHEAD_MS
+"""So long after its sealing a server adds what is added once: readers take it, also where the ids
+of its stream are as far ahead of the server as they may be."""
 
 _Fields = dict[bytes, bytes]
 
@@ -87,11 +91,13 @@ class Batch:
 
     Attributes:
         packets: All of them, in the order in which they were taken, the unsendable ones too.
+        sealed_ms: When the first of them was sealed, by our clock; milliseconds since the epoch.
         jobs: What goes out in one command each.
         unsendable: Packets that can never be sent, with the reason.
     """
 
     packets: Sequence[Packet]
+    sealed_ms: int
     jobs: list[list[tuple[Packet, _Fields]]] = field(default_factory=list)
     unsendable: list[tuple[Packet, str]] = field(default_factory=list)
 
@@ -153,7 +159,7 @@ class Sender:
 
     async def seal(self, packets: Sequence[Packet]) -> Batch:
         """Seal packets for one attempt to send them, which should follow at once."""
-        batch = Batch(packets)
+        batch = Batch(packets, self._clock() // 1_000_000)
         groups: dict[tuple[str, bool], list[tuple[Packet, _Fields]]] = {}
         for place, packet in enumerate(packets, start=1):
             try:
@@ -191,7 +197,7 @@ class Sender:
             self._outbox.leave(packet)
         if not batch.jobs:
             return report
-        commands = [self._command(job) for job in batch.jobs]
+        commands = [self._command(job, batch.sealed_ms + _TAKEN_MS) for job in batch.jobs]
         copies = self._copies if any(job[0][0].durable for job in batch.jobs) else None
         if copies is not None:
             commands.append(copies.command())
@@ -245,7 +251,7 @@ class Sender:
             pipe.execute_command(*command)
         return await pipe.execute(raise_on_error=False)
 
-    def _command(self, job: Sequence[tuple[Packet, _Fields]]) -> list[Argument]:
+    def _command(self, job: Sequence[tuple[Packet, _Fields]], until_ms: int) -> list[Argument]:
         packet, fields = job[0]
         stream = packet.stream
         keep = self._lengths.get(stream, STREAM_LENGTH)
@@ -259,10 +265,13 @@ class Sender:
                 token=self._token,
                 entry=self._entry(packet),
                 keep=keep,
+                until_ms=until_ms,
             )
         if packet.durable:
             entries = [(packet.message_id, fields) for packet, fields in job]
-            return append_once_command(stream, settled_of(stream), entries, keep=keep)
+            return append_once_command(
+                stream, settled_of(stream), entries, keep=keep, until_ms=until_ms
+            )
         return append_command(stream, [fields for _, fields in job], keep=keep)
 
     def _settles(self, packet: Packet) -> bool:
