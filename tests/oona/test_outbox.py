@@ -16,11 +16,13 @@ from tolaria_bus.leyline import (
     TelemetryLevel,
     TelemetryPacket,
 )
-from tolaria_bus.leyline.codec import CodecError, decode
+from tolaria_bus.leyline.codec import MAX_MESSAGE_BYTES, CodecError, decode
 from tolaria_bus.oona.lanes import Packet
 from tolaria_bus.oona.outbox import Outbox
+from tolaria_bus.oona.sealing import seal_envelope
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
+from tolaria_bus.oona.trust import KeyRing
 
 LOW = MessagePriority.MESSAGE_PRIORITY_LOW
 NORMAL = MessagePriority.MESSAGE_PRIORITY_NORMAL
@@ -262,6 +264,50 @@ def test_a_durable_message_that_no_reader_would_take_is_refused_at_once(spool: S
     with pytest.raises(CodecError):
         box.put(CommandOutcome(reason="x" * (2 << 20)), stream=OUTCOMES, priority=LOW, durable=True)
     assert (box.depth, len(spool), len(box.bulk)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("spooled", [True, False])
+def test_a_durable_message_is_taken_only_if_it_can_be_sealed(spool: Spool, spooled: bool):
+    """At the limit, with the longest of all that is around it."""
+    box = outbox(spool=spool if spooled else None)
+    ring = KeyRing({"k" * 64: b"secret" * 6})
+    refused = taken = 0
+    for size in range(MAX_MESSAGE_BYTES - 2000, MAX_MESSAGE_BYTES, 50):
+        notes = CommandOutcome(reason="x" * size)
+        try:
+            box.put(
+                notes,
+                stream=OUTCOMES,
+                priority=HIGH,
+                message_id="m" * 100,
+                correlation_id="\N{SNOWMAN}" * 100,
+            )
+        except CodecError:
+            refused += 1
+            continue
+        taken += 1
+        (packet,) = box.take(box.bulk, 10)
+        seal_envelope(box.envelope(packet), stream=OUTCOMES, ring=ring)
+        box.delivered(packet)
+    assert refused
+    assert taken
+    assert (box.depth, len(spool)) == (0, 0)
+
+
+def test_an_alert_that_is_too_large_is_refused_though_it_repeats_one(spool: Spool):
+    box = outbox(spool=spool)
+    for _ in range(2):
+        box.put(alert("a"), stream=STREAMS.emergency, priority=HIGH)
+    large = alert("a")
+    large.events[0].description = "x" * (MAX_MESSAGE_BYTES - 100)
+    with pytest.raises(CodecError, match="oversize"):
+        box.put(large, stream=STREAMS.emergency, priority=HIGH)
+    box.release_folded(everything=True)
+    packets = take_all(box)
+    assert [decode(box.envelope(packet).payload, TelemetryPacket).folded for packet in packets] == [
+        0,
+        0,
+    ]
 
 
 def test_the_bell_rings_once_for_a_flood_and_again_after_it_was_heard():

@@ -34,6 +34,7 @@ from tolaria_bus.oona.counts import StreamCounts
 from tolaria_bus.oona.envelope import new_message_id, wrap
 from tolaria_bus.oona.folding import WINDOW, Folding, alert_kind
 from tolaria_bus.oona.lanes import Lane, Packet
+from tolaria_bus.oona.sealing import check_fits
 from tolaria_bus.oona.spool import Spool, SpoolFull
 from tolaria_bus.oona.streams import Streams
 
@@ -126,9 +127,13 @@ class Outbox:
             False if it was refused; that is counted.
 
         Raises:
-            CodecError: a durable message is over 1 MiB, or no message of the bus.
+            CodecError: a durable message is over 1 MiB with its envelope, or none of the bus.
         """
         must = priority >= _HIGH or bool(durable)
+        kept = must if durable is None else durable
+        if kept:
+            # Now: in the spool it would be for ever.
+            check_fits(message, stream, self._source, message_id or "", correlation_id)
         with self._lock:
             if not must and self._full_for(priority):
                 self.shed[priority] = self.shed.get(priority, 0) + 1
@@ -141,7 +146,7 @@ class Outbox:
                 message_id=message_id or "",
                 correlation_id=correlation_id,
                 settlement=settlement,
-                durable=must if durable is None else durable,
+                durable=kept,
                 message=message,
             )
             self._puts += 1
