@@ -18,11 +18,16 @@ NEVER = 1 << 50
 async def settle(
     redis: Redis, message_id: str = "m", entry: Entry | None = None, **options: Any
 ) -> Settled:
-    settings: dict[str, Any] = {"token": 2, "keep": 1000, "until_ms": NEVER, **options}
+    settings: dict[str, Any] = {
+        "stream": OUTCOMES,
+        "token": 2,
+        "keep": 1000,
+        "until_ms": NEVER,
+        **options,
+    }
     fields = {b"payload": b"p", b"signature": b"s"}
     command = settle_command(
         fields,
-        stream=OUTCOMES,
         settled=SETTLED,
         fence=FENCE,
         message_id=message_id,
@@ -59,6 +64,12 @@ async def test_a_repeated_message_is_written_once_and_still_finishes_its_entry(r
     assert await redis.xlen(OUTCOMES) == 1
     assert (await settle(redis, "other")).written
     assert await redis.xlen(OUTCOMES) == 2
+
+
+async def test_one_id_on_two_streams_of_the_run_is_two_messages(redis: Redis):
+    assert (await settle(redis)).written
+    assert (await settle(redis, stream=STREAMS.reports("r"))).written
+    assert not (await settle(redis, stream=STREAMS.reports("r"))).written
 
 
 @pytest.mark.parametrize(("token", "fenced"), [(1, False), (2, False), (3, True), (10, True)])

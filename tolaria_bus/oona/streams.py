@@ -39,7 +39,7 @@ def dead_letters_of(stream: str) -> str:
 
 
 def settled_of(stream: str) -> str:
-    """Return the key of the message ids already written to a stream, in the same slot."""
+    """Return the key of what was already written to the streams of a slot, in that slot."""
     run = run_of(stream)
     if run is None:
         return f"{{{stream}}}:settled"
@@ -110,7 +110,7 @@ class Streams:
         return self._of(run, "status")
 
     def settled(self, run: str) -> str:
-        """Sorted set: ids of messages already written, so that a repeated send adds nothing."""
+        """Sorted set: messages already written, by stream and id, so that none is written twice."""
         return self._of(run, "settled")
 
     @property

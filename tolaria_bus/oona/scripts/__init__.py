@@ -121,7 +121,7 @@ def append_once_command(
 
     Args:
         stream: Where they go.
-        settled: Key of the message ids already written, in the same slot.
+        settled: Key of what was already written, in the same slot.
         entries: At least one message id with its fields, which have all the same names.
         keep: Length limit of the stream.
         until_ms: Server time after which nothing is added.
@@ -154,7 +154,7 @@ def settle_command(
     Args:
         fields: The sealed message.
         stream: Where it goes.
-        settled: Key of the message ids already written.
+        settled: Key of what was already written.
         fence: Key of the run's fence.
         message_id: The message's; with one that is known nothing is added.
         token: Our fencing token; ``None`` for none.

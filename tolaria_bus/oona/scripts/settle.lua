@@ -1,13 +1,13 @@
 -- Write an outcome and finish the entry that it answers, in one step.
 --
 -- KEYS[1] stream   the outcomes stream
--- KEYS[2] zset     message ids already written -> server time in ms
+-- KEYS[2] zset     what was written already ("stream key, space, message id") -> server time in ms
 -- KEYS[3] hash     the run's fence: holder, token (see lease_acquire.lua)
 -- KEYS[4] stream   the entry's stream; absent: nothing to finish, or it is in another slot
 -- ARGV[1] our fencing token, '' for none
 -- ARGV[2] message id
 -- ARGV[3] entries to keep in the outcomes stream
--- ARGV[4] message ids to keep in the zset
+-- ARGV[4] members to keep in the zset
 -- ARGV[5] server time in ms after which no reader takes the outcome
 -- ARGV[6] group, ARGV[7] entry id, ARGV[8] '1': delete the entry too (all '' without KEYS[4])
 -- ARGV[9...] field, value, field, value, ...
@@ -30,12 +30,13 @@ local milliseconds = now[1] * 1000 + math.floor(now[2] / 1000)
 if milliseconds > tonumber(ARGV[5]) then
   return redis.error_reply('STALE sealed too long ago, by the clock of its sender; nothing written')
 end
-if not redis.call('ZSCORE', KEYS[2], ARGV[2]) then
+local member = KEYS[1] .. ' ' .. ARGV[2]
+if not redis.call('ZSCORE', KEYS[2], member) then
   id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, 9))
   verdict = 'WRITTEN'
 end
 -- Also for one that is known: a WAIT behind this waits for a write of its connection, or for nothing.
-redis.call('ZADD', KEYS[2], milliseconds, ARGV[2])
+redis.call('ZADD', KEYS[2], milliseconds, member)
 redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[4]))
 
 local acknowledged = 0
