@@ -224,7 +224,7 @@ class Outbox:
 
     def _fold(self, packet: Packet, message: Message) -> bool:
         """Hold a repeated alert back? The newest stands for all, in the spool as well."""
-        kind = alert_kind(message)
+        kind = alert_kind(message, packet.priority)
         if kind is None or not isinstance(message, TelemetryPacket):
             return False
         repeats = self._folding.repeats(kind, self._monotonic())
