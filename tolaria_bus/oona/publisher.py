@@ -27,14 +27,15 @@ from redis.exceptions import RedisError
 
 from tolaria_bus.leyline import MessagePriority
 from tolaria_bus.oona.attempts import Attempts
-from tolaria_bus.oona.backoff import Backoff
+from tolaria_bus.oona.batch import Batch, Report
 from tolaria_bus.oona.bell import Sleeper
 from tolaria_bus.oona.copies import Copies
-from tolaria_bus.oona.events import OnEvent, log_event, reason_of
+from tolaria_bus.oona.events import OnEvent, log_event
 from tolaria_bus.oona.give_way import GiveWay
 from tolaria_bus.oona.lanes import Lane, Packet
 from tolaria_bus.oona.outbox import Outbox
-from tolaria_bus.oona.sending import Batch, Report, Sender
+from tolaria_bus.oona.sending import Sender
+from tolaria_bus.oona.spool_syncing import keep_synced
 from tolaria_bus.oona.trust import KeyRing
 
 BATCH: Final = 128
@@ -42,7 +43,6 @@ BATCH: Final = 128
 
 _FOLD_TICK: Final = 0.1  # seconds
 _TELL_EVERY: Final = timedelta(seconds=5)
-_SYNC_PAUSE: Final = 0.01  # seconds between two syncs of the spool
 
 
 class Publisher:
@@ -123,7 +123,9 @@ class Publisher:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._pump, "emergency", self._outbox.emergency)
                 tasks.start_soon(self._pump, "bulk", self._outbox.bulk)
-                tasks.start_soon(self._sync_spool)
+                if self._outbox.spool is not None:
+                    spooled = self._outbox.spooled
+                    tasks.start_soon(keep_synced, self._outbox.spool, spooled, self._on_event)
                 tasks.start_soon(self._release_folded)
                 tasks.start_soon(self._watch)
 
@@ -258,24 +260,6 @@ class Publisher:
             self._on_event("fenced", {"holder": report.holder})
             if self._on_fenced is not None:
                 self._on_fenced(report.holder)
-
-    async def _sync_spool(self) -> None:
-        """Keep the spool on the disk. Sending doesn't wait for this."""
-        spool = self._outbox.spool
-        if spool is None:
-            return
-        backoff = Backoff((1.0, 5.0, 30.0))
-        with Sleeper(self._outbox.spooled) as sleeper:
-            while True:
-                await sleeper.sleep_unless(lambda: spool.unsynced)
-                try:
-                    await anyio.to_thread.run_sync(spool.sync, abandon_on_cancel=True)
-                except OSError as error:
-                    self._on_event("spool_failed", {"error": reason_of(error)})
-                    await anyio.sleep(backoff.next())
-                else:
-                    backoff.reset()
-                    await anyio.sleep(_SYNC_PAUSE)
 
     async def _release_folded(self) -> None:
         while True:

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import anyio
 from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tolaria_bus.leyline.codec import CodecError
+from tolaria_bus.oona.batch import Batch, Fields, Report
 from tolaria_bus.oona.cluster import ClusterClient
 from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import reason_of
@@ -52,54 +51,6 @@ _SEALED_AT_ONCE: Final = 32
 _TAKEN_MS: Final = FRESH_BACK_MS - FRESH_AHEAD_MS
 """So long after its sealing a server adds what is added once: readers take it, also where the ids
 of its stream are as far ahead of the server as they may be."""
-
-_Fields = dict[bytes, bytes]
-
-
-@dataclass
-class Report:
-    """What became of a batch, where it isn't simply delivered.
-
-    Attributes:
-        refused: What the server said to packets that stay to be sent again; by text, how often.
-        streams: Their streams; true: nobody was there to take them.
-        holder: Who has the run, if packets were fenced off; else ``None``.
-        unsendable: Packets that can never be sent, with the reason.
-        unreached: Why a node of a cluster couldn't be asked, while others answered.
-    """
-
-    refused: dict[str, int] = field(default_factory=dict)
-    streams: dict[str, bool] = field(default_factory=dict)
-    holder: str | None = None
-    unsendable: list[tuple[Packet, str]] = field(default_factory=list)
-    unreached: Exception | None = None
-
-    def refuse(self, stream: str, error: Exception) -> None:
-        """Count the refusal of a packet, or tell that nobody was there to take it."""
-        if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
-            self.unreached = error
-            self.streams[stream] = True
-            return
-        self.streams.setdefault(stream, False)
-        text = reason_of(error)
-        self.refused[text] = self.refused.get(text, 0) + 1
-
-
-@dataclass
-class Batch:
-    """Packets that are sealed and not sent yet.
-
-    Attributes:
-        packets: All of them, in the order in which they were taken, the unsendable ones too.
-        sealed_ms: When the first of them was sealed, by our clock; milliseconds since the epoch.
-        jobs: What goes out in one command each.
-        unsendable: Packets that can never be sent, with the reason.
-    """
-
-    packets: Sequence[Packet]
-    sealed_ms: int
-    jobs: list[list[tuple[Packet, _Fields]]] = field(default_factory=list)
-    unsendable: list[tuple[Packet, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +111,7 @@ class Sender:
     async def seal(self, packets: Sequence[Packet]) -> Batch:
         """Seal packets for one attempt to send them, which should follow at once."""
         batch = Batch(packets, self._clock() // 1_000_000)
-        groups: dict[tuple[str, bool], list[tuple[Packet, _Fields]]] = {}
+        groups: dict[tuple[str, bool], list[tuple[Packet, Fields]]] = {}
         for place, packet in enumerate(packets, start=1):
             try:
                 envelope = self._outbox.envelope(packet)
@@ -251,7 +202,7 @@ class Sender:
             pipe.execute_command(*command)
         return await pipe.execute(raise_on_error=False)
 
-    def _command(self, job: Sequence[tuple[Packet, _Fields]], until_ms: int) -> list[Argument]:
+    def _command(self, job: Sequence[tuple[Packet, Fields]], until_ms: int) -> list[Argument]:
         packet, fields = job[0]
         stream = packet.stream
         keep = self._lengths.get(stream, STREAM_LENGTH)
