@@ -85,7 +85,8 @@ def run() -> Result:
 
 
 def _seal(packet: TelemetryPacket, ring: KeyRing) -> dict[bytes, bytes]:
-    return seal(packet, stream=STREAM, source="run/bench", ring=ring)
+    # As the worker sends it.
+    return seal(packet, stream=STREAM, source="run/bench", ring=ring, message_id=packet.packet_id)
 
 
 def _bare_envelope(packet: TelemetryPacket) -> BusEnvelope:

@@ -21,7 +21,7 @@ STAMP = "monotonic_ns"
 def telemetry(number: int) -> TelemetryPacket:
     """The step metrics of a run with one seed: what is published most."""
     packet = TelemetryPacket(
-        packet_id=f"digits.18c2f0a1b2c3d4e5.{number}",
+        packet_id=f"o8HtQkYg.{number:x}",
         source_subsystem="tolaria",
         level=TelemetryLevel.TELEMETRY_LEVEL_INFO,
         training_run_id="digits",
@@ -30,7 +30,7 @@ def telemetry(number: int) -> TelemetryPacket:
         timeline=1,
     )
     packet.timestamp.FromNanoseconds(time.time_ns())
-    packet.metrics.add(name="tolaria.training.loss", value=0.0731, unit="nats")
+    packet.metrics.add(name="tolaria.training.loss", value=0.0731)
     packet.metrics.add(name="tolaria.training.steps_per_second", value=812.4, unit="1/s")
     return packet
 

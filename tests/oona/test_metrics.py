@@ -148,6 +148,8 @@ async def test_a_publisher_without_a_server_is_seen_and_counted_when_it_is_back(
     server = EmbeddedServer.start(tmp_path, "r")
     async with publishing(server.url, outbox, on_event=events) as publisher:
         scrape = Scrape(publisher=publisher)
+        outbox.put(alert("first"), stream=EMERGENCY, priority=HIGH)
+        await drained(publisher)
         server.stop()
         outbox.put(metric(), stream=TELEMETRY, priority=NORMAL)
         await events.wait_for("disconnected")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -318,3 +319,18 @@ async def test_without_a_server_the_time_to_drain_is_kept(spool: Spool):
         with anyio.fail_after(SOON):
             assert await publisher.drain(timedelta(milliseconds=50)) == 1
     assert len(spool) == 1
+
+
+@pytest.mark.usefixtures("state_home")
+async def test_the_emergency_connection_is_made_before_there_is_an_alert(tmp_path: Path):
+    """And where that can't be, it is told, and so is its end."""
+    events, outbox = Events(), new_outbox()
+    url = f"unix://{tmp_path / 'valkey' / 'valkey.sock'}"
+    async with publishing(url, outbox, on_event=events) as publisher:
+        assert (await events.wait_for("disconnected"))["connection"] == "emergency"
+        assert publisher.connected == {"bulk": True, "emergency": False}
+        with EmbeddedServer.start(tmp_path, "r") as server:
+            assert (await events.wait_for("reconnected"))["connection"] == "emergency"
+            async with connect(server.url, name="operator") as redis:
+                clients: Any = await redis.client_list()
+            assert "emergency" in {client["name"] for client in clients}

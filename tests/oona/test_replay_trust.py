@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from tests.oona.bus import (
     CONTROL,
     EMERGENCY,
+    STREAMS,
     UNSIGNED,
     Events,
     Inbox,
@@ -109,6 +110,20 @@ async def test_a_late_entry_with_a_good_signature_is_sealed_again_and_taken(
         (received,) = await inbox.wait_for(1)
     assert result.fate is Fate.REPLAYED
     assert received.opened.source == "operator/bob"
+
+
+async def test_a_late_entry_of_a_shared_stream_may_be_a_copy_and_needs_somebody_to_vouch(
+    redis: Redis,
+):
+    """A run knows its own commands by their ids; one that began later doesn't know this one."""
+    stream = STREAMS.fleet_control
+    late = sealed(command("old"), stream=stream, clock=an_hour_ago)
+    await dead_entry(redis, late, "stale", stream=stream, ring=RING)
+    (result,) = await replayed(redis, RING, stream=stream)
+    assert (result.fate, result.code) == (Fate.REFUSED, "unbelieved")
+    assert "may be a copy" in result.reason
+    (result,) = await replayed(redis, RING, stream=stream, resign=True)
+    assert result.fate is Fate.REPLAYED
 
 
 async def test_an_entry_whose_key_was_added_meanwhile_is_sealed_again_with_the_first_key(

@@ -1,7 +1,20 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from tolaria_bus.oona.streams import Streams, check_run_id, dead_letters_of, run_of
+from tolaria_bus.oona.cluster_keys import slot_of_key
+from tolaria_bus.oona.dead_letters import begun_key, seen_key
+from tolaria_bus.oona.streams import (
+    Streams,
+    beside,
+    check_run_id,
+    dead_letters_of,
+    groups_of,
+    hash_tag,
+    run_of,
+    settled_of,
+)
 
 STREAMS = Streams()
 OF_A_RUN = [
@@ -85,3 +98,34 @@ async def test_dead_letters_are_in_the_slot_of_their_source(redis: Redis) -> Non
 async def test_all_keys_of_a_run_are_in_one_slot(redis: Redis) -> None:
     slots = {await redis.cluster("KEYSLOT", name("digits")) for name in OF_A_RUN}
     assert len(slots) == 1
+
+
+KEYS = st.one_of(
+    st.sampled_from(
+        [
+            "oona:{r}:control",
+            "oona:emergency",
+            "{oona:control}:dead",
+            "{orders}:events",
+            "orders:{eu}:v2",
+            "shop:{eu}:orders:new",
+            "plain",
+            "a:dead",
+            "{}x",
+            "a}b",
+        ]
+    ),
+    st.text("ab:{}", min_size=1, max_size=12),
+)
+
+
+@given(key=KEYS)
+def test_what_belongs_to_a_stream_is_in_its_slot(key: str) -> None:
+    """Any key of anybody's: scripts take them together."""
+    if hash_tag(key) == key and "}" in key:
+        with pytest.raises(ValueError, match="leave room for none"):
+            beside(key, "x")
+        return
+    for name in (dead_letters_of, settled_of, groups_of, seen_key, lambda key: begun_key(key, "g")):
+        assert slot_of_key(name(key)) == slot_of_key(key), name(key)
+    assert slot_of_key(hash_tag(key)) == slot_of_key(key)

@@ -19,7 +19,7 @@ from tolaria_bus.oona import scripts
 from tolaria_bus.oona.opening import Opener, Refused
 from tolaria_bus.oona.scripts import Entry
 from tolaria_bus.oona.sealing import seal
-from tolaria_bus.oona.streams import dead_letters_of, run_of
+from tolaria_bus.oona.streams import beside, dead_letters_of
 from tolaria_bus.oona.trust import KeyRing
 
 KEPT_BYTES: Final = (1 << 20) - (64 << 10)
@@ -154,12 +154,12 @@ async def read(
 
 def seen_key(stream: str) -> str:
     """Key of the entries of a stream's slot that have a letter, by when they last got one."""
-    return f"{dead_letters_of(stream)}:seen"
+    return beside(dead_letters_of(stream), "seen")
 
 
 def begun_key(stream: str, group: str) -> str:
     """Key of the counts of begun handlings of a group, in the slot of its stream."""
-    return f"{stream if run_of(stream) is not None else f'{{{stream}}}'}:begun:{group}"
+    return beside(stream, f"begun:{group}")
 
 
 def seen_member(letter: DeadLetter) -> str:

@@ -27,10 +27,13 @@ from tolaria_bus.leyline.codec import CodecError, check_size, decode, message_cl
 from tolaria_bus.oona.by_hand import identify, read_by_hand
 from tolaria_bus.oona.opening import Refused
 from tolaria_bus.oona.sealing import JSON, PAYLOAD, SIGNATURE
+from tolaria_bus.oona.streams import run_of
 from tolaria_bus.oona.trust import Key, KeyRing
 
 _COPIED: Final = "replay"
 """Reason of letters about entries that were copied from other ones."""
+_UNTIMELY: Final = frozenset({"stale", "future"})
+"""Reasons of letters about entries that came outside the window in which nonces are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,9 @@ class Examiner:
             return f"its sender meant the stream {envelope.audience[:200]!r}"
         if letter.reason == _COPIED:
             return "it is a copy of another entry"
+        if letter.reason in _UNTIMELY and run_of(letter.stream) is None:
+            # A run knows its commands by their ids; a run that is younger than this one doesn't.
+            return "it may be a copy: it came when copies aren't known for what they are"
         return ""
 
 

@@ -173,13 +173,16 @@ class Publisher:
         """Connect before there is something to send: the first alert needn't wait for that."""
         if lane is not self._outbox.emergency:
             return
-        try:
-            await sender.reach(self._outbox.streams.emergency)
-        except (RedisError, OSError) as error:
-            self.connected[name] = False
-            attempts.failed(error)
-        else:
-            attempts.reached()
+        while not lane:
+            try:
+                await sender.reach(self._outbox.streams.emergency)
+            except (RedisError, OSError) as error:
+                self.connected[name] = False
+                await anyio.sleep(attempts.failed(error))
+            else:
+                self.connected[name] = True
+                attempts.reached()
+                return
 
     async def _send_all(
         self, name: str, lane: Lane, packets: list[Packet], sender: Sender, attempts: Attempts

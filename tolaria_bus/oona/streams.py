@@ -24,26 +24,45 @@ def check_run_id(run: str) -> str:
     return run
 
 
+def hash_tag(key: str) -> str:
+    """Return what decides a key's slot: the part in its first braces, or all of it."""
+    start = key.find("{")
+    end = key.find("}", start + 1)
+    return key[start + 1 : end] if start >= 0 and end > start + 1 else key
+
+
+def beside(key: str, name: str) -> str:
+    """Return a key in the same slot as ``key``, which it names.
+
+    Raises:
+        ValueError: there is none: the whole key decides its slot, and has a closing brace in it.
+    """
+    if hash_tag(key) != key:
+        return f"{key}:{name}"
+    if "}" in key:
+        raise ValueError(f"key {key[:200]!r}: its braces are no hash tag, and leave room for none")
+    return f"{{{key}}}:{name}"
+
+
 def dead_letters_of(stream: str) -> str:
     """Return the dead-letter stream of ``stream``, in the same slot.
 
-    A run's streams share one; a shared stream has its own, whose hash tag is the source's whole
-    key. Same slot means that a dead letter is written and its source acknowledged in one script.
+    A run's streams share one; any other stream has its own. Same slot means that a dead letter is
+    written and its source acknowledged in one script.
     """
     if stream.endswith(":dead"):
         return stream
-    run = run_of(stream)
-    if run is None:
-        return f"{{{stream}}}:dead"
-    return f"{stream.split(':{', 1)[0]}:{{{run}}}:dead"
+    return _of_the_run(stream, "dead") or beside(stream, "dead")
 
 
 def settled_of(stream: str) -> str:
     """Return the key of what was already written to the streams of a slot, in that slot."""
-    run = run_of(stream)
-    if run is None:
-        return f"{{{stream}}}:settled"
-    return f"{stream.split(':{', 1)[0]}:{{{run}}}:settled"
+    return _of_the_run(stream, "settled") or beside(stream, "settled")
+
+
+def groups_of(stream: str) -> str:
+    """Return the key of what is known of a stream's groups (``trim.lua``), in the same slot."""
+    return beside(stream, "groups")
 
 
 def run_of(stream: str) -> str | None:
@@ -52,16 +71,9 @@ def run_of(stream: str) -> str | None:
     return None if found is None else found[1]
 
 
-def hash_tag(key: str) -> str:
-    """What decides a key's slot: the part in its first braces, or all of it."""
-    start = key.find("{")
-    end = key.find("}", start + 1)
-    return key[start + 1 : end] if start >= 0 and end > start + 1 else key
-
-
-def groups_of(stream: str) -> str:
-    """Return the key of what is known of a stream's groups (``trim.lua``), in the same slot."""
-    return f"{stream if '{' in stream else f'{{{stream}}}'}:groups"
+def _of_the_run(stream: str, name: str) -> str | None:
+    run = run_of(stream)
+    return None if run is None else f"{stream.split(':{', 1)[0]}:{{{run}}}:{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,9 @@ async def redis_url(request: pytest.FixtureRequest) -> str:
 
 ONE_SERVER = {
     "test_acknowledgements_can_go_in_groups": "counts the calls of one server",
+    "test_a_sweep_goes_on_behind_what_the_living_have_and_starts_again_after_its_end": (
+        "counts the calls of one server"
+    ),
     "test_after_flushall_the_group_is_made_again_and_misses_nothing": "wipes in a transaction",
 }
 

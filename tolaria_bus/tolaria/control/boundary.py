@@ -82,8 +82,8 @@ class Boundary:
             f"tolaria.boundary.{phase}_ms": ((end - start) * 1e3, "ms")
             for phase, start, end in zip(phases, stamps, stamps[1:], strict=False)
         }
-        points["tolaria.training.epoch_loss"] = (training_loss, "nats")
-        points["tolaria.validation.loss"] = (self.validation_loss, "nats")
+        points["tolaria.training.epoch_loss"] = (training_loss, "")
+        points["tolaria.validation.loss"] = (self.validation_loss, "")
         if self.validation_accuracy is not None:
             points["tolaria.validation.accuracy"] = (self.validation_accuracy, "1")
         self._telemetry.metrics(points)

@@ -7,7 +7,9 @@ their alerts are not raised a second time.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -55,7 +57,8 @@ class Telemetry:
         self._wall_ns = wall_ns
         self._monotonic = monotonic
         self._count = 0
-        self._prefix = f"{wall_ns():x}"
+        # Of no generator that training draws from, and short: it is in every packet twice.
+        self._prefix = base64.urlsafe_b64encode(os.urandom(6)).decode()
         self._next = monotonic()
         self._last_step = state.step
         self._last_time = monotonic()
@@ -81,7 +84,7 @@ class Telemetry:
         self._last_step, self._last_time = self._state.step, now
         packet = self.packet()
         if self._state.last_loss_step:
-            _add(packet, "tolaria.training.loss", loss, "nats")
+            _add(packet, "tolaria.training.loss", loss, "")
         _add(packet, "tolaria.training.steps_per_second", max(speed, 0.0), "1/s")
         for group, rate in rates.items():
             _add(packet, "tolaria.lr_controller.learning_rate", rate, "", {"group": group})
@@ -183,7 +186,7 @@ class Telemetry:
 
     def _next_id(self) -> str:
         self._count += 1
-        return f"{self._run}.{self._prefix}.{self._count}"
+        return f"{self._prefix}.{self._count:x}"
 
     def _event(
         self,
