@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.oona.bus import HIGH, STREAMS
+from tests.oona.bus import CRITICAL, HIGH, STREAMS
 from tolaria_bus.leyline import TelemetryEvent, TelemetryLevel, TelemetryPacket
 from tolaria_bus.leyline.codec import decode
-from tolaria_bus.oona.folding import Folding, alert_kind
+from tolaria_bus.oona.folding import IDENTIFYING, Folding, alert_kind
 from tolaria_bus.oona.lanes import Lane
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.spool import Spool
@@ -25,17 +25,45 @@ def alert(
     return TelemetryPacket(training_run_id=run, global_step=step, events=[event])
 
 
+def about(**attributes: str) -> TelemetryPacket:
+    packet = alert("entries_lost")
+    packet.events[0].attributes.update(attributes)
+    return packet
+
+
 def test_alerts_are_equal_by_event_name_level_and_source():
-    kind = alert_kind(alert("loss_spike"))
+    kind = alert_kind(alert("loss_spike"), HIGH)
     same = alert("loss_spike")
     same.events[0].description = "at step 18"
-    assert alert_kind(same) == kind
+    same.events[0].attributes["loss"] = "7.5"
+    assert alert_kind(same, HIGH) == kind
     others = [alert("stall"), alert("loss_spike", level=WARNING), alert("loss_spike", run="other")]
-    assert kind not in [alert_kind(other) for other in others]
+    assert kind not in [alert_kind(other, HIGH) for other in others]
+
+
+def test_alerts_of_another_priority_are_others():
+    assert alert_kind(alert("a"), CRITICAL) != alert_kind(alert("a"), HIGH)
+
+
+@pytest.mark.parametrize("name", IDENTIFYING)
+def test_alerts_about_something_else_are_others(name: str):
+    kind = alert_kind(about(**{name: "a", "count": "3"}), HIGH)
+    assert alert_kind(about(**{name: "a", "count": "4"}), HIGH) == kind
+    assert alert_kind(about(**{name: "b", "count": "3"}), HIGH) != kind
+    assert alert_kind(about(count="3"), HIGH) != kind
 
 
 def test_metrics_are_no_alerts():
-    assert alert_kind(TelemetryPacket()) is None
+    assert alert_kind(TelemetryPacket(), HIGH) is None
+
+
+def test_the_same_alert_about_three_streams_goes_out_three_times_at_once():
+    box = Outbox(100, None, STREAMS, "r")
+    for stream in ("control", "fleet", "emergency"):
+        box.put(about(stream=stream), stream=STREAMS.emergency, priority=HIGH)
+    box.put(about(stream="control"), stream=STREAMS.emergency, priority=CRITICAL)
+    sent = [packet.events[0].attributes["stream"] for packet in payloads(box, box.emergency)]
+    assert sent == ["control", "fleet", "emergency", "control"]
 
 
 def test_the_first_goes_at_once_and_repeats_go_as_one_at_the_end_of_the_window():

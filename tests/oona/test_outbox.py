@@ -16,11 +16,13 @@ from tolaria_bus.leyline import (
     TelemetryLevel,
     TelemetryPacket,
 )
-from tolaria_bus.leyline.codec import CodecError, decode
+from tolaria_bus.leyline.codec import MAX_MESSAGE_BYTES, CodecError, decode
 from tolaria_bus.oona.lanes import Packet
 from tolaria_bus.oona.outbox import Outbox
+from tolaria_bus.oona.sealing import seal_envelope
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
+from tolaria_bus.oona.trust import KeyRing
 
 LOW = MessagePriority.MESSAGE_PRIORITY_LOW
 NORMAL = MessagePriority.MESSAGE_PRIORITY_NORMAL
@@ -109,6 +111,77 @@ def test_what_comes_back_is_the_next_to_go_in_the_same_order():
     assert [packet.message_id for packet in take_all(box)] == list("01234")
 
 
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ids(packets: list[Packet]) -> list[str]:
+    return [packet.message_id for packet in packets]
+
+
+def put_for(box: Outbox, *letters: str) -> None:
+    for letter in letters:
+        box.put(metric(), stream=letter[0], priority=NORMAL, message_id=letter)
+
+
+def refuse(box: Outbox, packets: list[Packet], stream: str) -> None:
+    """The server took what isn't for this stream."""
+    for packet in packets:
+        if packet.stream != stream:
+            box.delivered(packet)
+    box.answered(box.bulk, packets, {stream: False})
+    box.give_back(box.bulk, packets)
+
+
+def test_a_refused_stream_is_set_aside_and_tried_with_one_packet_when_it_is_due():
+    clock = Clock()
+    box = Outbox(100, None, STREAMS, "r", monotonic=clock)
+    put_for(box, "a1", "b1", "a2", "a3", "b2")
+    refuse(box, box.take(box.bulk, 3), "a")
+    assert ids(box.take(box.bulk, 10)) == ["b2"]
+    put_for(box, "a4", "b3")
+    assert ids(box.take(box.bulk, 10)) == ["b3"]
+    assert box.take(box.bulk, 10) == []
+    assert 0 < (box.bulk.due_in() or 0) < 1
+    clock.now += 1
+    assert box.bulk.due_in() == 0
+    put_for(box, "b4")
+    probe = box.take(box.bulk, 10)
+    assert ids(probe) == ["a1", "b4"]
+    # Nothing may overtake it.
+    assert (box.take(box.bulk, 10), box.bulk.due_in()) == ([], None)
+    refuse(box, probe, "a")
+    assert (box.take(box.bulk, 10), box.bulk.set_aside) == ([], 1)
+    clock.now += 1
+    probe = box.take(box.bulk, 10)
+    box.delivered(probe[0])
+    box.answered(box.bulk, probe, {})
+    put_for(box, "a5")
+    assert ids(box.take(box.bulk, 10)) == ["a2", "a3", "a4", "a5"]
+    assert (box.bulk.set_aside, box.bulk.due_in()) == (0, None)
+
+
+def test_a_stream_whose_trial_got_no_answer_is_tried_again_at_once():
+    clock = Clock()
+    box = Outbox(100, None, STREAMS, "r", monotonic=clock)
+    put_for(box, "a1", "a2")
+    refuse(box, box.take(box.bulk, 1), "a")
+    clock.now += 1
+    for _ in range(2):
+        probe = box.take(box.bulk, 10)
+        assert ids(probe) == ["a1"]
+        box.give_back(box.bulk, probe)
+        assert box.bulk.due_in() == 0
+    # Also where it got there, and only the rest of the answer is missing.
+    probe = box.take(box.bulk, 10)
+    box.delivered(probe[0])
+    box.give_back(box.bulk, probe)
+    assert ids(box.take(box.bulk, 10)) == ["a2"]
+
+
 def test_an_envelope_says_who_what_and_in_answer_to_what():
     box = outbox()
     box.put(
@@ -191,6 +264,50 @@ def test_a_durable_message_that_no_reader_would_take_is_refused_at_once(spool: S
     with pytest.raises(CodecError):
         box.put(CommandOutcome(reason="x" * (2 << 20)), stream=OUTCOMES, priority=LOW, durable=True)
     assert (box.depth, len(spool), len(box.bulk)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("spooled", [True, False])
+def test_a_durable_message_is_taken_only_if_it_can_be_sealed(spool: Spool, spooled: bool):
+    """At the limit, with the longest of all that is around it."""
+    box = outbox(spool=spool if spooled else None)
+    ring = KeyRing({"k" * 64: b"secret" * 6})
+    refused = taken = 0
+    for size in range(MAX_MESSAGE_BYTES - 2000, MAX_MESSAGE_BYTES, 50):
+        notes = CommandOutcome(reason="x" * size)
+        try:
+            box.put(
+                notes,
+                stream=OUTCOMES,
+                priority=HIGH,
+                message_id="m" * 100,
+                correlation_id="\N{SNOWMAN}" * 100,
+            )
+        except CodecError:
+            refused += 1
+            continue
+        taken += 1
+        (packet,) = box.take(box.bulk, 10)
+        seal_envelope(box.envelope(packet), stream=OUTCOMES, ring=ring)
+        box.delivered(packet)
+    assert refused
+    assert taken
+    assert (box.depth, len(spool)) == (0, 0)
+
+
+def test_an_alert_that_is_too_large_is_refused_though_it_repeats_one(spool: Spool):
+    box = outbox(spool=spool)
+    for _ in range(2):
+        box.put(alert("a"), stream=STREAMS.emergency, priority=HIGH)
+    large = alert("a")
+    large.events[0].description = "x" * (MAX_MESSAGE_BYTES - 100)
+    with pytest.raises(CodecError, match="oversize"):
+        box.put(large, stream=STREAMS.emergency, priority=HIGH)
+    box.release_folded(everything=True)
+    packets = take_all(box)
+    assert [decode(box.envelope(packet).payload, TelemetryPacket).folded for packet in packets] == [
+        0,
+        0,
+    ]
 
 
 def test_the_bell_rings_once_for_a_flood_and_again_after_it_was_heard():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.oona.bus import (
     OUTCOMES,
     SOON,
     TELEMETRY,
+    UNSIGNED,
     Events,
     alert,
     drained,
@@ -39,6 +41,7 @@ from tests.oona.bus import (
 from tolaria_bus.leyline import CommandOutcome, Settlement
 from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.embedded import EmbeddedServer
+from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.spool import Spool
 
 
@@ -190,6 +193,70 @@ async def test_one_bad_stream_doesnt_hold_up_the_others(redis: Redis, redis_url:
         await redis.delete(TELEMETRY)
         await drained(publisher)
     assert len(await envelopes(redis, TELEMETRY)) == 1
+    assert events.names() == ["refused", "accepted"]
+
+
+async def test_a_refused_stream_with_a_backlog_keeps_its_order_and_holds_nobody_up(
+    redis: Redis, redis_url: str
+):
+    """While it is refused, more is put for it, and for others."""
+    await redis.set("refused", "not a stream")
+    outbox, events = new_outbox(), Events()
+    async with publishing(redis_url, outbox, on_event=events) as publisher:
+        for n in range(600):
+            outbox.put(metric(), stream="refused", priority=NORMAL, message_id=str(n))
+        await events.wait_for("refused")
+        for n in range(600, 1200):
+            outbox.put(metric(), stream="refused", priority=NORMAL, message_id=str(n))
+            outbox.put(metric(), stream=TELEMETRY, priority=NORMAL, message_id=str(n))
+        await until(lambda: outbox.depth == 1200)
+        await redis.delete("refused")
+        await drained(publisher)
+    sent = [envelope.message_id for envelope in await envelopes(redis, "refused")]
+    assert sent == [str(n) for n in range(1200)]
+    sent = [envelope.message_id for envelope in await envelopes(redis, TELEMETRY)]
+    assert sent == [str(n) for n in range(600, 1200)]
+
+
+async def test_a_refusal_is_told_once_though_others_are_accepted_meanwhile(
+    redis: Redis, redis_url: str
+):
+    await redis.set("refused", "not a stream")
+    outbox, events = new_outbox(), Events()
+    async with publishing(redis_url, outbox, on_event=events) as publisher:
+        outbox.put(metric(), stream="refused", priority=NORMAL)
+        await events.wait_for("refused")
+        for _ in range(3):
+            # Whole batches, before which the refused packet doesn't come.
+            for n in range(300):
+                outbox.put(outcome(str(n)), stream=OUTCOMES, priority=NORMAL, durable=True)
+            await until(lambda: outbox.depth == 1)
+            await publisher.progress()  # one more try
+        assert events.names() == ["refused"]
+        await redis.delete("refused")
+        await drained(publisher)
+    assert events.names() == ["refused", "accepted"]
+
+
+@pytest.mark.parametrize("stream", [EMERGENCY, OUTCOMES])
+async def test_what_was_sealed_too_long_ago_is_sealed_anew(
+    redis: Redis, redis_url: str, stream: str
+):
+    """As when the process stood still before it sent, or its clock is behind."""
+    behind = 61_000_000_000
+    outbox, events = new_outbox(), Events()
+    async with publishing(
+        redis_url, outbox, on_event=events, clock=lambda: time.time_ns() - behind
+    ) as publisher:
+        message = alert("a") if stream == EMERGENCY else outcome("c")
+        outbox.put(message, stream=stream, priority=HIGH, message_id="m")
+        refused = await events.wait_for("refused")
+        assert "sealed too long ago, by the clock of its sender" in refused["error"]
+        assert await redis.exists(stream) == 0
+        behind = 0
+        await drained(publisher)
+    ((entry_id, fields),) = await entries(redis, stream)
+    assert Opener(UNSIGNED, None).open(stream, entry_id, fields).message_id == "m"
     assert events.names() == ["refused", "accepted"]
 
 

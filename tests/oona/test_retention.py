@@ -13,8 +13,7 @@ from redis.asyncio import Redis
 from tests.oona.bus import CONTROL, EMERGENCY, RUN, STREAMS, TELEMETRY, Events, entries, pending
 from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.retention import Janitor, Retention, retentions
-from tolaria_bus.oona.sending import hash_tag
-from tolaria_bus.oona.streams import groups_of
+from tolaria_bus.oona.streams import groups_of, hash_tag
 
 STATE = STREAMS.state(RUN)
 DAY = timedelta(days=1)

@@ -12,16 +12,22 @@ from tolaria_bus.oona.scripts import Entry, Script, Settled, settle_command, set
 
 SETTLED = STREAMS.settled("r")
 FENCE = fence_key(STREAMS, "r")
+NEVER = 1 << 50
 
 
 async def settle(
     redis: Redis, message_id: str = "m", entry: Entry | None = None, **options: Any
 ) -> Settled:
-    settings: dict[str, Any] = {"token": 2, "keep": 1000, **options}
+    settings: dict[str, Any] = {
+        "stream": OUTCOMES,
+        "token": 2,
+        "keep": 1000,
+        "until_ms": NEVER,
+        **options,
+    }
     fields = {b"payload": b"p", b"signature": b"s"}
     command = settle_command(
         fields,
-        stream=OUTCOMES,
         settled=SETTLED,
         fence=FENCE,
         message_id=message_id,
@@ -60,6 +66,12 @@ async def test_a_repeated_message_is_written_once_and_still_finishes_its_entry(r
     assert await redis.xlen(OUTCOMES) == 2
 
 
+async def test_one_id_on_two_streams_of_the_run_is_two_messages(redis: Redis):
+    assert (await settle(redis)).written
+    assert (await settle(redis, stream=STREAMS.reports("r"))).written
+    assert not (await settle(redis, stream=STREAMS.reports("r"))).written
+
+
 @pytest.mark.parametrize(("token", "fenced"), [(1, False), (2, False), (3, True), (10, True)])
 async def test_a_newer_workers_token_fences_and_an_older_ones_doesnt(
     token: int, fenced: bool, redis: Redis
@@ -96,6 +108,17 @@ async def test_a_step_that_fails_is_not_half_done(redis: Redis):
         await settle(redis, entry=entry)
     assert await pending(redis, CONTROL, GROUP) == 1
     assert not await redis.exists(SETTLED)
+
+
+async def test_an_outcome_that_comes_too_late_changes_nothing_and_keeps_nobody_out(redis: Redis):
+    entry = await taken(redis)
+    seconds, _ = await redis.time()
+    with pytest.raises(ResponseError, match="STALE"):
+        await settle(redis, entry=entry, until_ms=seconds * 1000 - 1)
+    assert await pending(redis, CONTROL, GROUP) == await redis.xlen(CONTROL) == 1
+    assert await redis.exists(OUTCOMES, SETTLED) == 0
+    settled = await settle(redis, entry=entry, until_ms=(seconds + 60) * 1000)
+    assert (settled.written, settled.acknowledged) == (True, True)
 
 
 async def test_scripts_survive_a_server_that_forgot_them(redis: Redis):

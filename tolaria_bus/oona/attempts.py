@@ -57,13 +57,25 @@ class Attempts:
         """
         self.reached()
         if refused:
-            self._tell_refused(refused)
+            self.refused(refused)
             return self._backoff.next()
+        self.accepted()
+        return 0.0
+
+    def refused(self, refused: Mapping[str, int]) -> None:
+        """It refused something: tell what wasn't told yet of this trouble."""
+        if refused and not self._refused:
+            self._refused_at = time.monotonic()
+        for error in refused.keys() - self._refused:
+            self._tell("refused", error=error, times=str(refused[error]))
+        self._refused |= refused.keys()
+
+    def accepted(self) -> None:
+        """Nothing is refused any more."""
         if self._refused:
             self._tell("accepted", seconds=f"{time.monotonic() - self._refused_at:.3f}")
             self._refused.clear()
         self._backoff.reset()
-        return 0.0
 
     def reached(self) -> None:
         """The server answered; whether it takes all that it is asked for isn't known yet."""
@@ -71,13 +83,7 @@ class Attempts:
             self._tell("reconnected", seconds=f"{time.monotonic() - self._lost_at:.3f}")
             self._lost_at = None
             self.reconnects += 1
-
-    def _tell_refused(self, refused: Mapping[str, int]) -> None:
-        if not self._refused:
-            self._refused_at = time.monotonic()
-        for error in refused.keys() - self._refused:
-            self._tell("refused", error=error, times=str(refused[error]))
-        self._refused |= refused.keys()
+            self._backoff.reset()
 
     def _tell(self, name: str, **detail: str) -> None:
         self._on_event(name, {"connection": self._connection, **detail})

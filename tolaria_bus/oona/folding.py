@@ -4,8 +4,10 @@ The first of its kind goes out at once. Equal ones that follow within the window
 the newest of them is sent at the window's end with ``folded`` = how many it stands for; while the
 flood lasts, one such packet goes out per window. An alert of another kind is never held back.
 
-Equal means: the same events by name and level, from the same source. Descriptions and attributes
-may differ (a step, a loss), and of those only the newest is told.
+Equal means: of the same priority, from the same source, the same events by name and level, about
+the same thing. What they are about is said by some of their attributes (``IDENTIFYING``): a stream,
+a seed, a reason. Descriptions and the other attributes may differ (a step, a loss), and of those
+only the newest is told.
 """
 
 from __future__ import annotations
@@ -17,10 +19,23 @@ from typing import Final, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from tolaria_bus.leyline import TelemetryPacket
+from tolaria_bus.leyline import MessagePriority, TelemetryEvent, TelemetryPacket
 
 WINDOW: Final = timedelta(seconds=1)
 """How long a repeated alert may be held back."""
+
+IDENTIFYING: Final = (
+    "breaker",
+    "command_id",
+    "connection",
+    "error",
+    "group",
+    "reason",
+    "run",
+    "seed_id",
+    "stream",
+)
+"""Attributes of an event that say what it is about: with another value it is another alert."""
 
 _KINDS: Final = 1024
 """Kinds watched at once. Alerts of others go out unfolded: a flood of kinds takes no memory."""
@@ -28,12 +43,20 @@ _KINDS: Final = 1024
 Held = TypeVar("Held")
 
 
-def alert_kind(message: Message) -> Hashable | None:
+def alert_kind(message: Message, priority: MessagePriority.ValueType) -> Hashable | None:
     """What makes two alerts equal; ``None`` for a message that is no alert and never folded."""
     if not isinstance(message, TelemetryPacket) or not message.events:
         return None
-    names = tuple((event.event_id, event.level) for event in message.events)
-    return (message.training_run_id, message.source_subsystem, names)
+    events = tuple(_kind(event) for event in message.events)
+    return (priority, message.training_run_id, message.source_subsystem, events)
+
+
+def _kind(event: TelemetryEvent) -> Hashable:
+    attributes = event.attributes
+    if not attributes:
+        return event.event_id, event.level, ()
+    about = tuple((name, attributes[name]) for name in IDENTIFYING if name in attributes)
+    return event.event_id, event.level, about
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -29,10 +29,12 @@ from tolaria_bus.leyline import (
     SpooledPacket,
     TelemetryPacket,
 )
+from tolaria_bus.oona.bell import Bell
 from tolaria_bus.oona.counts import StreamCounts
 from tolaria_bus.oona.envelope import new_message_id, wrap
 from tolaria_bus.oona.folding import WINDOW, Folding, alert_kind
-from tolaria_bus.oona.lanes import Bell, Lane, Packet
+from tolaria_bus.oona.lanes import Lane, Packet
+from tolaria_bus.oona.sealing import check_fits
 from tolaria_bus.oona.spool import Spool, SpoolFull
 from tolaria_bus.oona.streams import Streams
 
@@ -54,7 +56,7 @@ class Outbox:
         run: The id of the run whose worker this is; outcomes are fenced by its lease.
         source: Who sends; by default ``run/ID``.
         fold: How long repeated alerts are held back.
-        monotonic: The clock for that, in seconds.
+        monotonic: The clock for that and for waits, in seconds.
 
     Attributes:
         emergency: The lane of the emergency stream.
@@ -82,8 +84,8 @@ class Outbox:
         self.run = run
         self.spool = spool
         self.capacity = capacity
-        self.emergency = Lane()
-        self.bulk = Lane()
+        self.emergency = Lane(monotonic)
+        self.bulk = Lane(monotonic)
         self.spooled = Bell()
         self.depth = 0
         self.shed: dict[MessagePriority.ValueType, int] = {}
@@ -125,9 +127,13 @@ class Outbox:
             False if it was refused; that is counted.
 
         Raises:
-            CodecError: a durable message is over 1 MiB, or no message of the bus.
+            CodecError: a durable message is over 1 MiB with its envelope, or none of the bus.
         """
         must = priority >= _HIGH or bool(durable)
+        kept = must if durable is None else durable
+        if kept:
+            # Now: in the spool it would be for ever.
+            check_fits(message, stream, self._source, message_id or "", correlation_id)
         with self._lock:
             if not must and self._full_for(priority):
                 self.shed[priority] = self.shed.get(priority, 0) + 1
@@ -140,7 +146,7 @@ class Outbox:
                 message_id=message_id or "",
                 correlation_id=correlation_id,
                 settlement=settlement,
-                durable=must if durable is None else durable,
+                durable=kept,
                 message=message,
             )
             self._puts += 1
@@ -185,9 +191,12 @@ class Outbox:
     def give_back(self, lane: Lane, packets: Iterable[Packet]) -> None:
         """Put those that aren't done where they came from, before all others."""
         with self._lock:
-            for packet in reversed(list(packets)):
-                if not packet.done:
-                    lane.add_first(packet)
+            lane.give_back(packets)
+
+    def answered(self, lane: Lane, packets: Iterable[Packet], refused: Mapping[str, bool]) -> None:
+        """The server said what it takes; see :meth:`Lane.answered`."""
+        with self._lock:
+            lane.answered(packets, refused)
 
     def delivered(self, packet: Packet) -> None:
         """The server has it: forget it."""
@@ -215,7 +224,7 @@ class Outbox:
 
     def _fold(self, packet: Packet, message: Message) -> bool:
         """Hold a repeated alert back? The newest stands for all, in the spool as well."""
-        kind = alert_kind(message)
+        kind = alert_kind(message, packet.priority)
         if kind is None or not isinstance(message, TelemetryPacket):
             return False
         repeats = self._folding.repeats(kind, self._monotonic())

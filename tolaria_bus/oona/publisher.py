@@ -2,10 +2,11 @@
 
 Whatever waits when a connection is free goes out in one round trip, so the batches grow with the
 load and a lone packet waits for nobody; while one batch is on its way, the next is sealed. Nothing
-is given up on an error. After a lost connection, or where the server refuses (out of memory,
-read-only after a failover), packets go back to the head of their lane and are tried again with a
-growing wait; only the outbox's bounds for LOW and NORMAL shed anything. Each packet keeps its
-message id over all attempts, and a durable one is written once for all of them.
+is given up on an error. After a lost connection, packets go back to the head of their lane, which
+is tried again with a growing wait. Where the server refuses (out of memory, read-only after a
+failover), or a cluster's node is gone, that holds for the stream alone: the others don't wait for
+it. Only the outbox's bounds for LOW and NORMAL shed anything. Each packet keeps its message id over
+all attempts, and a durable one is written once for all of them.
 
 Events: those of :class:`Attempts` for the connections ``bulk`` and ``emergency``; ``fenced``
 (holder), ``unsendable`` (stream, message_id, error), ``shed`` (low, normal), ``unspooled``
@@ -14,8 +15,6 @@ Events: those of :class:`Attempts` for the connections ``bulk`` and ``emergency`
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +27,15 @@ from redis.exceptions import RedisError
 
 from tolaria_bus.leyline import MessagePriority
 from tolaria_bus.oona.attempts import Attempts
-from tolaria_bus.oona.backoff import Backoff
+from tolaria_bus.oona.batch import Batch, Report
+from tolaria_bus.oona.bell import Sleeper
 from tolaria_bus.oona.copies import Copies
-from tolaria_bus.oona.events import OnEvent, log_event, reason_of
-from tolaria_bus.oona.lanes import Bell, Lane, Packet
+from tolaria_bus.oona.events import OnEvent, log_event
+from tolaria_bus.oona.give_way import GiveWay
+from tolaria_bus.oona.lanes import Lane, Packet
 from tolaria_bus.oona.outbox import Outbox
-from tolaria_bus.oona.sending import Batch, GiveWay, Report, Sender
+from tolaria_bus.oona.sending import Sender
+from tolaria_bus.oona.spool_syncing import keep_synced
 from tolaria_bus.oona.trust import KeyRing
 
 BATCH: Final = 128
@@ -41,7 +43,6 @@ BATCH: Final = 128
 
 _FOLD_TICK: Final = 0.1  # seconds
 _TELL_EVERY: Final = timedelta(seconds=5)
-_SYNC_PAUSE: Final = 0.01  # seconds between two syncs of the spool
 
 
 class Publisher:
@@ -122,7 +123,9 @@ class Publisher:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._pump, "emergency", self._outbox.emergency)
                 tasks.start_soon(self._pump, "bulk", self._outbox.bulk)
-                tasks.start_soon(self._sync_spool)
+                if self._outbox.spool is not None:
+                    spooled = self._outbox.spooled
+                    tasks.start_soon(keep_synced, self._outbox.spool, spooled, self._on_event)
                 tasks.start_soon(self._release_folded)
                 tasks.start_soon(self._watch)
 
@@ -154,13 +157,13 @@ class Publisher:
     async def _pump(self, name: str, lane: Lane) -> None:
         attempts = self.attempts[name]
         sender = self._senders[name]
-        with _Sleeper(lane.bell) as sleeper:
+        with Sleeper(lane.bell) as sleeper:
             if not lane:
                 await self._get_ready(name, lane, sender, attempts)
             while True:
                 packets = self._outbox.take(lane, self._batch)
                 if not packets:
-                    await sleeper.sleep_unless(lambda: bool(lane))
+                    await sleeper.sleep_unless(lambda: bool(lane), lane.due_in())
                     continue
                 wait = await self._send_all(name, lane, packets, sender, attempts)
                 if wait:
@@ -187,25 +190,27 @@ class Publisher:
         """Send these and what else waits, one batch on its way while the next is sealed.
 
         Returns:
-            Seconds to wait before the next try; 0 when the lane is empty.
+            Seconds to wait before the next try; 0 when the lane is empty, or has streams that take
+            packets.
         """
         out = deque([packets])
         try:
             batch = await sender.seal(packets)
             while True:
                 sealed: list[Batch] = []
-                if len(lane) >= self._batch:
-                    # Fewer could not fill a batch yet; they gather until this one is answered.
-                    out.append(self._outbox.take(lane, self._batch))
+                # Fewer could not fill a batch yet; they gather until this one is answered.
+                later = self._outbox.take(lane, self._batch) if len(lane) >= self._batch else []
+                if later:
+                    out.append(later)
                     async with anyio.create_task_group() as tasks:
-                        tasks.start_soon(_seal, sender, out[-1], sealed)
+                        tasks.start_soon(_seal, sender, later, sealed)
                         wait = await self._attempt(name, lane, sender, batch, attempts)
                 else:
                     wait = await self._attempt(name, lane, sender, batch, attempts)
                 self._progress.set()
                 self._progress = anyio.Event()
-                if wait or not sealed:
-                    return wait
+                if wait is not None or not sealed:
+                    return wait or 0.0
                 out.popleft()
                 (batch,) = sealed
         finally:
@@ -215,8 +220,12 @@ class Publisher:
 
     async def _attempt(
         self, name: str, lane: Lane, sender: Sender, batch: Batch, attempts: Attempts
-    ) -> float:
-        """Send a batch once; seconds to wait before the next."""
+    ) -> float | None:
+        """Send a batch once.
+
+        Returns:
+            Seconds to wait before anything is sent again; ``None`` if nothing has to be.
+        """
         alerts = lane is self._outbox.emergency
         try:
             self._sending_alerts |= alerts
@@ -229,10 +238,22 @@ class Publisher:
                 self._sending_alerts = False
                 self._give_way.gone()
         self._tell(report)
-        self.connected[name] = report.unreached is None
+        self._outbox.answered(lane, batch.packets, report.streams)
+        if batch.jobs:
+            self._judge(name, lane, report, attempts)
+        # What was refused is set aside, and what is sealed already may be of the same streams.
+        return 0.0 if report.streams else None
+
+    def _judge(self, name: str, lane: Lane, report: Report, attempts: Attempts) -> None:
+        """Tell of troubles that begin, and of those that end with the last stream set aside."""
         if report.unreached is not None:
-            return attempts.failed(report.unreached)
-        return attempts.answered(report.refused)
+            attempts.failed(report.unreached)
+        elif not lane.unreached:
+            attempts.reached()
+        attempts.refused(report.refused)
+        if not lane.set_aside:
+            attempts.accepted()
+        self.connected[name] = attempts.connected
 
     def _tell(self, report: Report) -> None:
         for packet, error in report.unsendable:
@@ -242,24 +263,6 @@ class Publisher:
             self._on_event("fenced", {"holder": report.holder})
             if self._on_fenced is not None:
                 self._on_fenced(report.holder)
-
-    async def _sync_spool(self) -> None:
-        """Keep the spool on the disk. Sending doesn't wait for this."""
-        spool = self._outbox.spool
-        if spool is None:
-            return
-        backoff = Backoff((1.0, 5.0, 30.0))
-        with _Sleeper(self._outbox.spooled) as sleeper:
-            while True:
-                await sleeper.sleep_unless(lambda: spool.unsynced)
-                try:
-                    await anyio.to_thread.run_sync(spool.sync, abandon_on_cancel=True)
-                except OSError as error:
-                    self._on_event("spool_failed", {"error": reason_of(error)})
-                    await anyio.sleep(backoff.next())
-                else:
-                    backoff.reset()
-                    await anyio.sleep(_SYNC_PAUSE)
 
     async def _release_folded(self) -> None:
         while True:
@@ -291,36 +294,3 @@ class Publisher:
 
 async def _seal(sender: Sender, packets: Sequence[Packet], sealed: list[Batch]) -> None:
     sealed.append(await sender.seal(packets))
-
-
-class _Sleeper:
-    """Sleeps in the event loop until a bell rings in any thread."""
-
-    def __init__(self, bell: Bell) -> None:
-        self._bell = bell
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self._event = anyio.Event()
-
-    def __enter__(self) -> _Sleeper:
-        self._bell.attach(self._wake)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bell.attach(None)
-
-    async def sleep_unless(self, ready: Callable[[], bool]) -> None:
-        """Sleep until the bell rings, unless there is something to do."""
-        self._event = anyio.Event()
-        self._bell.arm()
-        if not ready():
-            await self._event.wait()
-
-    def _wake(self) -> None:
-        if threading.get_ident() == self._thread:
-            self._event.set()
-        else:
-            self._loop.call_soon_threadsafe(self._set)
-
-    def _set(self) -> None:
-        self._event.set()

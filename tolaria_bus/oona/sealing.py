@@ -9,7 +9,13 @@ from typing import Final
 from google.protobuf.message import Message
 
 from tolaria_bus.leyline import BusEnvelope, MessagePriority
-from tolaria_bus.leyline.codec import check_size, encode, message_type
+from tolaria_bus.leyline.codec import (
+    MAX_MESSAGE_BYTES,
+    CodecError,
+    check_size,
+    encode,
+    message_type,
+)
 from tolaria_bus.oona.trust import NONCE_BYTES, KeyRing
 
 SCHEMA_VERSION: Final = 1
@@ -17,10 +23,34 @@ PAYLOAD: Final = b"payload"
 SIGNATURE: Final = b"signature"
 JSON: Final = b"json"
 
+_ROOM: Final = 256
+"""More bytes than a sealed envelope has besides its message and the texts given to it: numbers,
+nonce, the ids of the message and the key, and what protobuf writes before each field."""
+_UTF8_BYTES: Final = 4  # of one character, at most
+
 
 def new_message_id() -> str:
     """Return a new id: 16 letters with 96 random bits, of no global generator."""
     return urlsafe_b64encode(os.urandom(12)).decode()
+
+
+def check_fits(message: Message, *texts: str) -> None:
+    """Refuse a message that could not be sealed, with whatever key and however often it is folded.
+
+    Args:
+        message: What is to be sent.
+        texts: What the envelope says: the stream, the source, ids.
+
+    Raises:
+        CodecError: it is too large with its envelope, or of no type that travels on the bus.
+    """
+    message_type(message)
+    size = message.ByteSize()
+    around = _ROOM + _UTF8_BYTES * sum(map(len, texts))
+    if size + around > MAX_MESSAGE_BYTES:
+        name = message.DESCRIPTOR.name
+        most = MAX_MESSAGE_BYTES - around
+        raise CodecError("oversize", f"{name} of {size} bytes; at most {most} with its envelope")
 
 
 def wrap(

@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import anyio
 from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError, ResponseError
 
 from tolaria_bus.leyline.codec import CodecError
+from tolaria_bus.oona.batch import Batch, Fields, Report
+from tolaria_bus.oona.cluster import ClusterClient
 from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.events import reason_of
+from tolaria_bus.oona.give_way import GiveWay
 from tolaria_bus.oona.lanes import Packet
 from tolaria_bus.oona.lease import fence_key
 from tolaria_bus.oona.outbox import Outbox
@@ -38,8 +39,8 @@ from tolaria_bus.oona.scripts import (
     settle_reply,
 )
 from tolaria_bus.oona.sealing import seal_envelope
-from tolaria_bus.oona.streams import Streams, settled_of
-from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.oona.streams import Streams, hash_tag, settled_of
+from tolaria_bus.oona.trust import FRESH_AHEAD_MS, FRESH_BACK_MS, KeyRing
 
 STREAM_LENGTH: Final = 100_000
 """Entries kept in a stream for which nothing else is said."""
@@ -47,86 +48,9 @@ STREAM_LENGTH: Final = 100_000
 _SEALED_AT_ONCE: Final = 32
 """Between so many, others get the event loop."""
 
-_Fields = dict[bytes, bytes]
-
-
-class GiveWay:
-    """Lets an alert go first: while one is on its way, bulk isn't sealed, for a moment.
-
-    Signing a batch takes longer than an alert's way to the server; and each turn of the event loop
-    that the alert needs would be one after another piece of that batch. It never takes more than a
-    fifth of bulk's time: alerts may be many, or their connection slow, or gone.
-
-    Args:
-        urgent: Is there something that has to go first?
-        monotonic: Seconds.
-    """
-
-    _SECONDS = 0.002
-    _PAUSE = 0.008
-
-    def __init__(
-        self, urgent: Callable[[], bool], monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._urgent = urgent
-        self._monotonic = monotonic
-        self._next = 0.0
-        self._gone = anyio.Event()
-
-    def due(self) -> bool:
-        """Should bulk wait now?"""
-        return self._urgent() and self._monotonic() >= self._next
-
-    def gone(self) -> None:
-        """What was urgent is on its stream."""
-        self._gone.set()
-        self._gone = anyio.Event()
-
-    async def wait(self) -> None:
-        """Until then, or until the moment is over."""
-        with anyio.move_on_after(self._SECONDS):
-            await self._gone.wait()
-        self._next = self._monotonic() + self._PAUSE
-
-
-@dataclass
-class Report:
-    """What became of a batch, where it isn't simply delivered.
-
-    Attributes:
-        refused: What the server said to packets that stay to be sent again; by text, how often.
-        holder: Who has the run, if packets were fenced off; else ``None``.
-        unsendable: Packets that can never be sent, with the reason.
-        unreached: Why a node of a cluster couldn't be asked, while others answered.
-    """
-
-    refused: dict[str, int] = field(default_factory=dict)
-    holder: str | None = None
-    unsendable: list[tuple[Packet, str]] = field(default_factory=list)
-    unreached: Exception | None = None
-
-    def refuse(self, error: Exception) -> None:
-        """Count the refusal of a packet, or tell that nobody was there to take it."""
-        if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
-            self.unreached = error
-            return
-        text = reason_of(error)
-        self.refused[text] = self.refused.get(text, 0) + 1
-
-
-@dataclass
-class Batch:
-    """Packets that are sealed and not sent yet.
-
-    Attributes:
-        packets: All of them, in the order in which they were taken, the unsendable ones too.
-        jobs: What goes out in one command each.
-        unsendable: Packets that can never be sent, with the reason.
-    """
-
-    packets: Sequence[Packet]
-    jobs: list[list[tuple[Packet, _Fields]]] = field(default_factory=list)
-    unsendable: list[tuple[Packet, str]] = field(default_factory=list)
+_TAKEN_MS: Final = FRESH_BACK_MS - FRESH_AHEAD_MS
+"""So long after its sealing a server adds what is added once: readers take it, also where the ids
+of its stream are as far ahead of the server as they may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +110,8 @@ class Sender:
 
     async def seal(self, packets: Sequence[Packet]) -> Batch:
         """Seal packets for one attempt to send them, which should follow at once."""
-        batch = Batch(packets)
-        groups: dict[tuple[str, bool], list[tuple[Packet, _Fields]]] = {}
+        batch = Batch(packets, self._clock() // 1_000_000)
+        groups: dict[tuple[str, bool], list[tuple[Packet, Fields]]] = {}
         for place, packet in enumerate(packets, start=1):
             try:
                 envelope = self._outbox.envelope(packet)
@@ -216,15 +140,15 @@ class Sender:
         """Send; packets that the server has are ``done`` afterwards, also after an error.
 
         Raises:
-            RedisError, OSError: the connection failed; what isn't done may or may not have
-                arrived, and is sent again under the same message id.
+            RedisError, OSError: the connection failed, that of a cluster aside; what isn't done
+                may or may not have arrived, and is sent again under the same message id.
         """
         report = Report(unsendable=batch.unsendable)
         for packet, _ in batch.unsendable:
             self._outbox.leave(packet)
         if not batch.jobs:
             return report
-        commands = [self._command(job) for job in batch.jobs]
+        commands = [self._command(job, batch.sealed_ms + _TAKEN_MS) for job in batch.jobs]
         copies = self._copies if any(job[0][0].durable for job in batch.jobs) else None
         if copies is not None:
             commands.append(copies.command())
@@ -233,8 +157,8 @@ class Sender:
         waiting: list[Packet] = []
         for job, reply in zip(batch.jobs, replies, strict=True):
             if isinstance(reply, Exception):
-                for _ in job:
-                    report.refuse(reply)
+                for packet, _ in job:
+                    report.refuse(packet.stream, reply)
                 continue
             packet, _ = job[0]
             if self._settles(packet) and (settled := settle_reply(reply)).fenced:
@@ -242,8 +166,8 @@ class Sender:
                 self._outbox.leave(packet)
                 continue
             if missing is not None and packet.durable:
-                for _ in job:
-                    report.refuse(missing)
+                for packet, _ in job:
+                    report.refuse(packet.stream, missing)
                 continue
             for packet, _ in job:
                 if packet.settlement is not None and self._entry(packet) is None:
@@ -255,7 +179,18 @@ class Sender:
         return report
 
     async def _ask(self, commands: Sequence[list[Argument]]) -> list[Any]:
-        """Send commands in one round trip; replies, the server's refusals among them."""
+        """Send commands in one round trip; replies, the server's refusals among them.
+
+        Of a cluster also what its nodes were lost with: others take their packets meanwhile.
+        """
+        try:
+            return await self._ask_at_once(commands)
+        except (RedisError, OSError) as error:
+            if not isinstance(self._client, ClusterClient):
+                raise
+            return [error for _ in commands]
+
+    async def _ask_at_once(self, commands: Sequence[list[Argument]]) -> list[Any]:
         if len(commands) == 1:
             # Without a pipeline a lone packet gets there sooner.
             try:
@@ -267,7 +202,7 @@ class Sender:
             pipe.execute_command(*command)
         return await pipe.execute(raise_on_error=False)
 
-    def _command(self, job: Sequence[tuple[Packet, _Fields]]) -> list[Argument]:
+    def _command(self, job: Sequence[tuple[Packet, Fields]], until_ms: int) -> list[Argument]:
         packet, fields = job[0]
         stream = packet.stream
         keep = self._lengths.get(stream, STREAM_LENGTH)
@@ -281,10 +216,13 @@ class Sender:
                 token=self._token,
                 entry=self._entry(packet),
                 keep=keep,
+                until_ms=until_ms,
             )
         if packet.durable:
             entries = [(packet.message_id, fields) for packet, fields in job]
-            return append_once_command(stream, settled_of(stream), entries, keep=keep)
+            return append_once_command(
+                stream, settled_of(stream), entries, keep=keep, until_ms=until_ms
+            )
         return append_command(stream, [fields for _, fields in job], keep=keep)
 
     def _settles(self, packet: Packet) -> bool:
@@ -311,13 +249,6 @@ class Sender:
         )
         for packet, reply in zip(packets, replies, strict=True):
             if isinstance(reply, Exception):
-                report.refuse(reply)
+                report.refuse(packet.stream, reply)
             else:
                 self._outbox.delivered(packet)
-
-
-def hash_tag(key: str) -> str:
-    """What decides a key's slot: the part in its first braces, or all of it."""
-    start = key.find("{")
-    end = key.find("}", start + 1)
-    return key[start + 1 : end] if start >= 0 and end > start + 1 else key

@@ -56,7 +56,7 @@ def dead_letters_of(stream: str) -> str:
 
 
 def settled_of(stream: str) -> str:
-    """Return the key of the message ids already written to a stream, in the same slot."""
+    """Return the key of what was already written to the streams of a slot, in that slot."""
     return _of_the_run(stream, "settled") or beside(stream, "settled")
 
 
@@ -122,7 +122,7 @@ class Streams:
         return self._of(run, "status")
 
     def settled(self, run: str) -> str:
-        """Sorted set: ids of messages already written, so that a repeated send adds nothing."""
+        """Sorted set: messages already written, by stream and id, so that none is written twice."""
         return self._of(run, "settled")
 
     @property

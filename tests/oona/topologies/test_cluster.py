@@ -18,6 +18,7 @@ from redis.exceptions import DataError, RedisError, ResponseError
 from tests.oona.bus import (
     EMERGENCY,
     HIGH,
+    NORMAL,
     STREAMS,
     Events,
     Inbox,
@@ -28,6 +29,7 @@ from tests.oona.bus import (
     entries,
     envelopes,
     finished,
+    metric,
     new_outbox,
     publishing,
     send,
@@ -193,6 +195,46 @@ async def test_a_node_that_dies_and_comes_back_costs_nothing(
     for stream in (telemetry, EMERGENCY):
         ids = [envelope.message_id for envelope in await envelopes(redis, stream)]
         assert list(dict.fromkeys(ids)) == [f"{stream}/{n}" for n in range(100)]
+
+
+@pytest.fixture
+async def partly(redis: Redis, cluster: Cluster) -> AsyncIterator[None]:
+    """Nodes serve their own slots while another is dead."""
+    await redis.config_set("cluster-require-full-coverage", "no")
+    yield
+    cluster.wait_until_whole()
+    await redis.config_set("cluster-require-full-coverage", "yes")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("partly")
+async def test_a_dead_node_holds_up_its_own_streams_alone(
+    redis: Redis, redis_url: str, cluster: Cluster
+) -> None:
+    """More is put for both sides while it is dead; it is told once, and so is its end."""
+    here, there = (STREAMS.telemetry(run_of_third(third)) for third in (0, 2))
+    outbox, events = new_outbox(), Events()
+    async with publishing(redis_url, outbox, on_event=events) as publisher:
+        dead = cluster.owner(there)
+        dead.kill()
+        for n in range(300):
+            outbox.put(metric(), stream=there, priority=NORMAL, message_id=f"{n}")
+        await events.wait_for("disconnected")
+        for n in range(300):
+            outbox.put(metric(), stream=here, priority=NORMAL, message_id=f"{n}")
+            outbox.put(metric(), stream=there, priority=NORMAL, message_id=f"{300 + n}")
+            if n % 100 == 0:
+                await publisher.progress()
+        await eventually(lambda: outbox.depth == 600)
+        dead.start()
+        await eventually(cluster.is_whole)
+        await drained(publisher)
+    for stream, count in ((here, 300), (there, 600)):
+        ids = [envelope.message_id for envelope in await envelopes(redis, stream)]
+        assert list(dict.fromkeys(ids)) == [f"{n}" for n in range(count)]
+    # A node that has just started refuses for a moment: that is told as well.
+    told = [name for name in events.names() if name not in ("refused", "accepted")]
+    assert told == ["disconnected", "reconnected"]
 
 
 @pytest.mark.slow

@@ -114,15 +114,17 @@ def append_once_command(
     entries: Sequence[tuple[str, Mapping[bytes, bytes]]],
     *,
     keep: int,
+    until_ms: int,
     keep_ids: int = _KEPT_IDS,
 ) -> list[Argument]:
     """Return the command that adds entries whose ids aren't known yet; the answer is how many.
 
     Args:
         stream: Where they go.
-        settled: Key of the message ids already written, in the same slot.
+        settled: Key of what was already written, in the same slot.
         entries: At least one message id with its fields, which have all the same names.
         keep: Length limit of the stream.
+        until_ms: Server time after which nothing is added.
         keep_ids: How many message ids are remembered.
     """
     names = list(entries[0][1])
@@ -130,7 +132,7 @@ def append_once_command(
     for message_id, entry in entries:
         values.append(message_id)
         values.extend(entry.values())
-    arguments = [keep, keep_ids, len(names), *names, *values]
+    arguments = [keep, keep_ids, until_ms, len(names), *names, *values]
     return _APPEND_ONCE.command([stream, settled], arguments)
 
 
@@ -144,6 +146,7 @@ def settle_command(
     token: int | None,
     entry: Entry | None,
     keep: int,
+    until_ms: int,
     keep_ids: int = _KEPT_IDS,
 ) -> list[Argument]:
     """Return ``settle.lua`` as a command; its answer is read with :func:`settle_reply`.
@@ -151,12 +154,13 @@ def settle_command(
     Args:
         fields: The sealed message.
         stream: Where it goes.
-        settled: Key of the message ids already written.
+        settled: Key of what was already written.
         fence: Key of the run's fence.
         message_id: The message's; with one that is known nothing is added.
         token: Our fencing token; ``None`` for none.
         entry: What the message answers, in the same slot.
         keep: Length limit of the stream.
+        until_ms: Server time after which nothing is done.
         keep_ids: How many message ids are remembered.
     """
     keys = [stream, settled, fence]
@@ -166,7 +170,7 @@ def settle_command(
         place = (entry.group, entry.entry_id, int(entry.delete))
     ours = "" if token is None else token
     pairs = [part for pair in fields.items() for part in pair]
-    return _SETTLE.command(keys, (ours, message_id, keep, keep_ids, *place, *pairs))
+    return _SETTLE.command(keys, (ours, message_id, keep, keep_ids, until_ms, *place, *pairs))
 
 
 def settle_reply(reply: Sequence[Any]) -> Settled:
