@@ -9,12 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from tolaria_bus.leyline import BusMessageType, DeadLetter
 from tolaria_bus.leyline.codec import short_name
@@ -23,6 +23,7 @@ from tolaria_bus.oona.dead_letters import begun_key, build, bury, seen_key
 from tolaria_bus.oona.events import OnEvent
 from tolaria_bus.oona.handover import Handler, Handover
 from tolaria_bus.oona.in_flight import InFlight, Received
+from tolaria_bus.oona.marks import Marks
 from tolaria_bus.oona.opening import IdAhead, Opened, Opener, Refused
 from tolaria_bus.oona.reading import Delivered, Member
 from tolaria_bus.oona.scripts import Entry, mend
@@ -100,8 +101,7 @@ class Intake:
         # One for all of them: what keeps one letter from being written keeps the others, too.
         self._letters = Attempts(f"{member.stream} dead letters", on_event)
         self._begun = begun_key(member.stream, member.group)
-        self._taken_on: set[str] = set()
-        self._perhaps_marked: set[str] = set()
+        self._marks = Marks(client, self._begun)
         self._handover: Handover | None = None
         self._tasks: TaskGroup | None = None
         self._stopping = False
@@ -172,8 +172,8 @@ class Intake:
         if self._is_done_with(entry):
             return
         self.redelivered += 1
-        await self._forget_marks()
-        begun = await self._mark(entry.entry_id)
+        await self._marks.forget()
+        begun = await self._marks.begin(entry.entry_id)
         if begun >= self._max_deliveries:
             text = f"its handling was begun {begun} times and killed the process each time"
             await self._bury_entry(entry, "fatal", text)
@@ -187,8 +187,8 @@ class Intake:
         if self.in_flight.add(entry.entry_id):
             self.handed_over += 1
             await self._running.hand(Received(self._member, entry, opened, self))
-        self._taken_on.add(entry.entry_id)
-        await self._forget_marks()
+        self._marks.taken_on(entry.entry_id)
+        await self._marks.forget()
 
     def _is_done_with(self, entry: Delivered) -> bool:
         """Was it handed out before, or deleted while it was pending?"""
@@ -242,26 +242,6 @@ class Intake:
         if self._handover is None:
             raise RuntimeError("the consumer isn't running")
         return self._handover
-
-    async def _mark(self, entry_id: str) -> int:
-        """Say on the server that the handling of an entry begins; how often that was said."""
-        more = 0 if entry_id in self._perhaps_marked else 1
-        try:
-            count: Any = await self._client.hincrby(self._begun, entry_id, more)
-        except ResponseError:
-            raise
-        except (RedisError, OSError):
-            # Counted or not, it wasn't begun: one that isn't answered must not look like a killer.
-            self._perhaps_marked.add(entry_id)
-            raise
-        self._perhaps_marked.discard(entry_id)
-        return int(count)
-
-    async def _forget_marks(self) -> None:
-        """Unmark what was taken on without harm; what can't be now is with the next."""
-        if self._taken_on:
-            await self._client.hdel(self._begun, *self._taken_on)
-            self._taken_on.clear()
 
     async def _refuse(self, entry: Delivered, refused: Refused) -> None:
         self.suspicion.refused(refused, entry.entry_id)
