@@ -12,11 +12,11 @@ Claims on entries that were read are extended without raising their delivery cou
 
 **Entries that kill.** The server's delivery count can't tell the entry whose handling killed the
 process from the others of the same read. So an entry that is delivered again is marked on the
-server before its handling is begun, and unmarked when the handler has taken it on; the mark of a
-killer stays, and counts. An entry that is new is not marked, which spares a round trip for each;
-the first crash is therefore counted for nobody, and a killer is begun ``max_deliveries`` times
-at most before it becomes a dead letter (``fatal``). Deaths after the handler has returned are the
-business of whoever took the entry on.
+server before each time that the handler gets it, and unmarked when the handler has taken it on or
+has failed on it; the mark of a killer stays, and counts. An entry that is new is not marked, which
+spares a round trip for each; the first crash is therefore counted for nobody, and a killer is begun
+``max_deliveries`` times at most before it becomes a dead letter (``fatal``). Deaths after the
+handler has returned are the business of whoever took the entry on.
 
 Events: ``group_recreated`` (stream, group), ``release_failed`` (stream, error), ``unfinished``
 (stream, entries): a stop didn't wait for them any longer; and those of :class:`Attempts`,

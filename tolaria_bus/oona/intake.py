@@ -43,7 +43,8 @@ class Intake:
     Events: ``entries_lost`` (stream, count, entries), ``dead_letter`` (stream, entry_id, reason,
     detail), ``stream_mended`` (stream, left_behind): an id from the future kept it from going on,
     ``stream_blocked`` (stream, entries): the same, but it is too long to be mended, those of
-    :class:`Suspicion`, and those of :class:`Attempts` for letters that can't be written.
+    :class:`Suspicion` and :class:`Marks`, and those of :class:`Attempts` for letters that can't be
+    written.
 
     Args:
         client: Not the one that blocks.
@@ -94,14 +95,13 @@ class Intake:
         self._ring = ring
         self._accept = frozenset(accept)
         self._only = next(iter(self._accept)) if len(self._accept) == 1 else None
-        self._max_deliveries = max_deliveries
         self._on_event = on_event
         self._clock = clock
         self._monotonic = monotonic
         # One for all of them: what keeps one letter from being written keeps the others, too.
         self._letters = Attempts(f"{member.stream} dead letters", on_event)
         self._begun = begun_key(member.stream, member.group)
-        self._marks = Marks(client, self._begun)
+        self._marks = Marks(client, member, self._begun, max_deliveries, on_event)
         self._handover: Handover | None = None
         self._tasks: TaskGroup | None = None
         self._stopping = False
@@ -110,7 +110,7 @@ class Intake:
     def start(self, handler: Handler, tasks: TaskGroup, tries: int) -> None:
         """Begin to hand over; what has to wait waits in ``tasks``."""
         self._tasks = tasks
-        self._handover = Handover(handler, tasks, tries=tries, on_event=self._on_event)
+        self._handover = Handover(handler, tasks, self._marks, tries=tries, on_event=self._on_event)
 
     def stop(self) -> None:
         """Begin nothing more; ``tasks`` end soon."""
@@ -132,6 +132,8 @@ class Intake:
         Raises:
             RedisError, OSError: it couldn't be; those left are still pending, and to be read again.
         """
+        if self._marks.left:
+            await self._marks.forget()
         place = 0
         while place < len(entries) and not self._stopping:
             entry = entries[place]
@@ -172,11 +174,9 @@ class Intake:
         if self._is_done_with(entry):
             return
         self.redelivered += 1
-        await self._marks.forget()
-        begun = await self._marks.begin(entry.entry_id)
-        if begun >= self._max_deliveries:
-            text = f"its handling was begun {begun} times and killed the process each time"
-            await self._bury_entry(entry, "fatal", text)
+        why = await self._marks.begin(entry.entry_id)
+        if why:
+            await self._bury_entry(entry, "fatal", why)
             return
         try:
             opened = self._open(entry)
@@ -184,11 +184,15 @@ class Intake:
         except Refused as refused:
             await self._refuse(entry, refused)
             return
-        if self.in_flight.add(entry.entry_id):
-            self.handed_over += 1
-            await self._running.hand(Received(self._member, entry, opened, self))
-        self._marks.taken_on(entry.entry_id)
-        await self._marks.forget()
+        if not self.in_flight.add(entry.entry_id):
+            await self._marks.undo(entry.entry_id)
+            return
+        self.handed_over += 1
+        if await self._running.hand(Received(self._member, entry, opened, self)):
+            self._marks.taken_on(entry.entry_id)
+            await self._marks.forget()
+        else:
+            await self._marks.undo(entry.entry_id)
 
     def _is_done_with(self, entry: Delivered) -> bool:
         """Was it handed out before, or deleted while it was pending?"""
