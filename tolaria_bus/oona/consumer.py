@@ -405,6 +405,7 @@ class Consumer:
     async def _try_to_release(self) -> None:
         try:
             with anyio.move_on_after(_RELEASE_LIMIT):
+                await self.in_flight.let_go_all()
                 await self._reader.release(self.in_flight.kept())
         except (RedisError, OSError) as error:
             # They stay pending with us; the next to have our name begins with them.

@@ -146,6 +146,7 @@ class InFlight:
         self._waiting: dict[str, anyio.Event | None] = {}
         self._running = False
         self._sending = anyio.Lock()
+        self._renewing = anyio.Lock()
         self._asked: anyio.Event | None = None
         self._changed: anyio.Event | None = None
 
@@ -178,6 +179,15 @@ class InFlight:
     def let_go(self, entry_ids: Iterable[str]) -> None:
         """Entries that were read won't be handed over; the server delivers them again."""
         self.held.difference_update(entry_ids)
+
+    async def let_go_all(self) -> None:
+        """Nothing more will be handed over: from now on, claims on what was read aren't extended.
+
+        Returns when none is being extended any more.
+        """
+        self.held.clear()
+        async with self._renewing:
+            pass
 
     def add(self, entry_id: str) -> bool:
         """An entry is about to be handed over; false if another consumer has taken it by now."""
@@ -300,11 +310,12 @@ class InFlight:
     async def renew(self) -> None:
         """Extend the claims on all entries here. Raises redis-py's errors."""
         stream, group, name = self._member.stream, self._member.group, self._member.name
-        ids = sorted(self._entries | self.held)
         lost: set[str] = set()
-        for start in range(0, len(ids), _GROUP):
-            some = ids[start : start + _GROUP]
-            lost.update(await scripts.renew_claims(self._client, stream, group, name, some))
+        async with self._renewing:
+            ids = sorted(self._entries | self.held)
+            for start in range(0, len(ids), _GROUP):
+                some = ids[start : start + _GROUP]
+                lost.update(await scripts.renew_claims(self._client, stream, group, name, some))
         # Some may have been finished meanwhile.
         still_here = lost & (self._entries | self.held)
         fresh = still_here - self._waiting.keys() - self._dying - self._claims_lost
