@@ -3,25 +3,32 @@
 A mark is set before the handler gets an entry. Where the handler takes it on, the mark goes, with
 all that were left by processes that died. Where it fails, or the entry only has to wait behind
 another, this one mark is taken back, and those of the dead stay.
+
+A server that is out of memory can't take a mark. The entry is begun all the same: to handle it is
+what frees memory, and a PAUSE or STOP may wait behind it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, Final
 
 import anyio
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from tolaria_bus.oona.attempts import Attempts
-from tolaria_bus.oona.events import OnEvent
+from tolaria_bus.oona.events import OnEvent, reason_of
 from tolaria_bus.oona.reading import Member
+
+_NO_ENTRY: Final = "-"
 
 
 class Marks:
     """What one consumer says about the entries that it begins.
 
-    Events: those of :class:`Attempts`, for tries after the first.
+    Events: those of :class:`Attempts`, for the server without memory and for tries after the first.
 
     Args:
         client: Not the one that blocks.
@@ -29,16 +36,27 @@ class Marks:
         key: Of the hash: entry id, and how often its handling was begun.
         max_deliveries: How often an entry may kill its process.
         on_event: Told of troubles.
+        monotonic: Seconds.
     """
 
     def __init__(
-        self, client: Redis, member: Member, key: str, max_deliveries: int, on_event: OnEvent
+        self,
+        client: Redis,
+        member: Member,
+        key: str,
+        max_deliveries: int,
+        on_event: OnEvent,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._key = key
         self._max_deliveries = max_deliveries
         self._attempts = Attempts(f"{member.stream} marks", on_event)
+        self._monotonic = monotonic
         self._taken_on: set[str] = set()
+        # Begun without a mark. When to ask again whether the server has memory; ``None``: it has.
+        self._unmarked: set[str] = set()
+        self._ask_at: float | None = None
         self._perhaps_marked: set[str] = set()
         # A further try must not be marked before the one before it is unmarked.
         self._saying = anyio.Lock()
@@ -46,7 +64,9 @@ class Marks:
     @property
     def left(self) -> bool:
         """There is something for :meth:`forget` to do."""
-        return bool(self._taken_on)
+        return bool(self._taken_on) or (
+            self._ask_at is not None and self._monotonic() >= self._ask_at
+        )
 
     async def begin(self, entry_id: str) -> str:
         """Say on the server that the handling of an entry begins.
@@ -59,14 +79,23 @@ class Marks:
         """
         async with self._saying:
             more = 0 if entry_id in self._perhaps_marked else 1
-            count = await self._add(entry_id, more)
-        self._attempts.answered()
+            try:
+                count = await self._add(entry_id, more)
+            except OutOfMemoryError as error:
+                self._refused(error)
+                before: Any = await self._client.hget(self._key, entry_id)
+                count = int(before or 0) + more
+                if count < self._max_deliveries:
+                    self._unmarked.add(entry_id)
+            else:
+                self._accepted()
         if count < self._max_deliveries:
             return ""
         return f"its handling was begun {count} times and killed the process each time"
 
     def taken_on(self, entry_id: str) -> None:
         """The handler has taken an entry on without harm."""
+        self._unmarked.discard(entry_id)
         self._taken_on.add(entry_id)
 
     async def undo(self, entry_id: str) -> None:
@@ -75,9 +104,17 @@ class Marks:
         Raises:
             RedisError, OSError: it couldn't be said; the next beginning isn't counted, instead.
         """
+        if entry_id in self._unmarked:
+            self._unmarked.discard(entry_id)
+            return
         async with self._saying:
             self._perhaps_marked.add(entry_id)
-            if await self._add(entry_id, -1) <= 0:
+            try:
+                left = await self._add(entry_id, -1)
+            except OutOfMemoryError as error:
+                self._refused(error)
+                return
+            if left <= 0:
                 await self._client.hdel(self._key, entry_id)
 
     async def end(self, entry_id: str, *, taken_on: bool) -> None:
@@ -101,10 +138,29 @@ class Marks:
             some = frozenset(self._taken_on)
             await self._client.hdel(self._key, *some)
             self._taken_on -= some
+        if self._ask_at is not None and self._monotonic() >= self._ask_at:
+            await self._ask()
 
     def failed(self, error: RedisError | OSError) -> float:
         """A try after the first couldn't be marked; seconds to wait."""
         return self._attempts.failed(error)
+
+    async def _ask(self) -> None:
+        """Does the server have memory again? Perhaps no entry comes that would show it."""
+        try:
+            await self._client.hincrby(self._key, _NO_ENTRY, 0)
+            await self._client.hdel(self._key, _NO_ENTRY)
+        except OutOfMemoryError as error:
+            self._refused(error)
+        else:
+            self._accepted()
+
+    def _refused(self, error: OutOfMemoryError) -> None:
+        self._ask_at = self._monotonic() + self._attempts.answered({reason_of(error): 1})
+
+    def _accepted(self) -> None:
+        self._ask_at = None
+        self._attempts.answered()
 
     async def _add(self, entry_id: str, more: int) -> int:
         try:
