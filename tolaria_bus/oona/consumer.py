@@ -43,7 +43,7 @@ from tolaria_bus.oona.counts import Latency
 from tolaria_bus.oona.events import OnEvent, log_event, reason_of
 from tolaria_bus.oona.handover import TRIES, Handler
 from tolaria_bus.oona.in_flight import InFlight, Received
-from tolaria_bus.oona.intake import Intake
+from tolaria_bus.oona.intake import Intake, SyncClock
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.reading import Delivered, GroupReader, Member
 from tolaria_bus.oona.trust import KeyRing, parse_entry_id
@@ -86,6 +86,8 @@ class Consumer:
         on_event: Told what happens.
         server_now: Seconds since the epoch on the server's clock, for ``latency``; ``None``: not
             known.
+        sync_clock: Asks the server for its time, when an entry id seems to be ahead of it, or it
+            isn't known yet; see :class:`Intake`.
         monotonic: Seconds; for the sweep and ``last_read``.
         clock: Nanoseconds since the epoch; for dead letters.
 
@@ -120,6 +122,7 @@ class Consumer:
         min_idle: timedelta = MIN_IDLE,
         on_event: OnEvent = log_event,
         server_now: Callable[[], float | None] = lambda: None,
+        sync_clock: SyncClock | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -140,6 +143,7 @@ class Consumer:
             accept=accept,
             max_deliveries=max_deliveries,
             on_event=on_event,
+            sync_clock=sync_clock,
             clock=clock,
         )
         self._start = start

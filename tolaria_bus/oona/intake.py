@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from itertools import islice
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from tolaria_bus.leyline import BusMessageType, DeadLetter
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.dead_letters import begun_key, build, bury, seen_key
-from tolaria_bus.oona.events import OnEvent
+from tolaria_bus.oona.events import OnEvent, reason_of
 from tolaria_bus.oona.handover import Handler, Handover
 from tolaria_bus.oona.in_flight import InFlight, Received
 from tolaria_bus.oona.marks import Marks
@@ -36,13 +36,17 @@ _MEND_AT_MOST: Final = 100_000
 _OPENING_SECONDS: Final = 0.001
 """Entries are opened for so long before the first of them is handed over."""
 
+SyncClock = Callable[[], Awaitable[None]]
+_Judged = tuple[Delivered, Opened | Refused]
+
 
 class Intake:
     """Judges entries and hands them over.
 
     Events: ``entries_lost`` (stream, count, entries), ``dead_letter`` (stream, entry_id, reason,
     detail), ``stream_mended`` (stream, left_behind): an id from the future kept it from going on,
-    ``stream_blocked`` (stream, entries): the same, but it is too long to be mended, those of
+    ``stream_blocked`` (stream, entries): the same, but it is too long to be mended,
+    ``server_clock_unknown`` (error): we may not ask for it, those of
     :class:`Suspicion` and :class:`Marks`, and those of :class:`Attempts` for letters that can't be
     written.
 
@@ -55,6 +59,9 @@ class Intake:
         accept: Kinds of messages that the handler takes.
         max_deliveries: How often an entry may kill its process.
         on_event: Told what happens.
+        sync_clock: Asks the server for its time, for the ``opener``: a clock that was asked once
+            is wrong when the server's steps, or when another server takes its place. Raises
+            redis-py's errors. ``None``: somebody else sees to it.
         clock: Nanoseconds since the epoch.
         monotonic: Seconds.
 
@@ -79,6 +86,7 @@ class Intake:
         accept: Collection[BusMessageType.ValueType],
         max_deliveries: int,
         on_event: OnEvent,
+        sync_clock: SyncClock | None = None,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -96,6 +104,7 @@ class Intake:
         self._accept = frozenset(accept)
         self._only = next(iter(self._accept)) if len(self._accept) == 1 else None
         self._on_event = on_event
+        self._sync_clock = sync_clock
         self._clock = clock
         self._monotonic = monotonic
         # One for all of them: what keeps one letter from being written keeps the others, too.
@@ -134,6 +143,8 @@ class Intake:
         """
         if self._marks.left:
             await self._marks.forget()
+        if self._sync_clock is not None and entries and not self._opener.knows_time:
+            await self._sync(self._sync_clock)
         place = 0
         while place < len(entries) and not self._stopping:
             entry = entries[place]
@@ -146,7 +157,8 @@ class Intake:
     async def _take_new(self, entries: Sequence[Delivered], start: int) -> int:
         """Open new entries for a short time, then hand them over; how many were taken."""
         until = self._monotonic() + _OPENING_SECONDS
-        judged: list[tuple[Delivered, Opened | Refused]] = []
+        judged: list[_Judged] = []
+        ahead = False
         for entry in islice(entries, start, None):
             if entry.redelivered or (judged and self._monotonic() > until):
                 break
@@ -154,6 +166,9 @@ class Intake:
                 judged.append((entry, self._open(entry)))
             except Refused as refused:
                 judged.append((entry, refused))
+                ahead = ahead or isinstance(refused, IdAhead)
+        if ahead:
+            judged = await self._judge_again(judged)
         self._opener.save_nonces()
         take_on, hand = self.in_flight.take_on, self._running.hand
         for entry, opened in judged:
@@ -178,11 +193,16 @@ class Intake:
         if why:
             await self._bury_entry(entry, "fatal", why)
             return
-        try:
-            opened = self._open(entry)
-            self._opener.save_nonces()
-        except Refused as refused:
-            await self._refuse(entry, refused)
+        opened = self._judge(entry)
+        if isinstance(opened, IdAhead):
+            try:
+                ((_, opened),) = await self._judge_again([(entry, opened)])
+            except (RedisError, OSError):
+                await self._marks.undo(entry.entry_id)
+                raise
+        self._opener.save_nonces()
+        if isinstance(opened, Refused):
+            await self._refuse(entry, opened)
             return
         if not self.in_flight.add(entry.entry_id):
             await self._marks.undo(entry.entry_id)
@@ -240,6 +260,30 @@ class Intake:
             got = short_name(BusMessageType, opened.message_type)
             raise Refused("type", f"message_type is {got}; this stream takes {wanted}")
         return opened
+
+    def _judge(self, entry: Delivered) -> Opened | Refused:
+        try:
+            return self._open(entry)
+        except Refused as refused:
+            return refused
+
+    async def _judge_again(self, judged: list[_Judged]) -> list[_Judged]:
+        """An entry seems to be ahead of the server: is it ahead of what the server's clock says?"""
+        if self._sync_clock is None:
+            return judged
+        await self._sync(self._sync_clock)
+        return [
+            (entry, self._judge(entry) if isinstance(opened, IdAhead) else opened)
+            for entry, opened in judged
+        ]
+
+    async def _sync(self, sync_clock: SyncClock) -> None:
+        try:
+            await sync_clock()
+        except NoPermissionError as error:
+            # Then judged by what is known.
+            self._sync_clock = None
+            self._on_event("server_clock_unknown", {"error": reason_of(error)})
 
     @property
     def _running(self) -> Handover:
