@@ -45,7 +45,7 @@ class Intake:
 
     Events: ``entries_lost`` (stream, count, entries), ``dead_letter`` (stream, entry_id, reason,
     detail), ``stream_mended`` (stream, left_behind): an id from the future kept it from going on,
-    ``stream_blocked`` (stream, entries): the same, but it is too long to be mended,
+    ``stream_blocked`` (stream, entries): the same, but it can't be mended,
     ``server_clock_unknown`` (error): we may not ask for it, those of
     :class:`Suspicion` and :class:`Marks`, and those of :class:`Attempts` for letters that can't be
     written.
@@ -310,9 +310,10 @@ class Intake:
         )
         if left >= 0:
             self._on_event("stream_mended", {"stream": stream, "left_behind": str(left)})
-        elif left == -2:
-            detail = {"stream": stream, "entries": f"more than {self.mend_at_most}"}
-            self._on_event("stream_blocked", detail)
+        elif left in (-2, -3):
+            too_long = f"more than {self.mend_at_most}"
+            entries = too_long if left == -2 else "one that has too many fields and no dead letter"
+            self._on_event("stream_blocked", {"stream": stream, "entries": entries})
 
     async def _bury_entry(self, entry: Delivered, reason: str, detail: str) -> None:
         """Make an entry a dead letter, if not now then when the server can."""
