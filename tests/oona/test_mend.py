@@ -243,7 +243,7 @@ async def test_a_stream_that_is_too_long_to_be_copied_is_told_and_left(
     events = Events()
     options: dict[str, Any] = {"opener": await opener(redis), "on_event": events}
     async with consumer(redis_url, **options) as made, anyio.create_task_group() as tasks:
-        made._intake.mend_at_most = 3
+        made._intake.burying.mend_at_most = 3
         for number in range(5):
             await send(redis, CONTROL, command(str(number)))
         await add(redis, CONTROL, HIGHEST)

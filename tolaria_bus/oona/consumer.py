@@ -203,7 +203,7 @@ class Consumer:
     @property
     def dead(self) -> Counter[str]:
         """Entries that became dead letters, by reason."""
-        return self._intake.dead
+        return self._intake.burying.dead
 
     async def prepare(self) -> None:
         """Make the group, if need be: what is sent from now on is read.

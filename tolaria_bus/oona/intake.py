@@ -6,7 +6,6 @@ Entries that kill their process are counted here; see ``consumer``.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from itertools import islice
 from typing import Final
@@ -16,23 +15,20 @@ from anyio.abc import TaskGroup
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from tolaria_bus.leyline import BusMessageType, DeadLetter
+from tolaria_bus.leyline import BusMessageType
 from tolaria_bus.leyline.codec import short_name
-from tolaria_bus.oona.attempts import Attempts
-from tolaria_bus.oona.dead_letters import begun_key, build, bury, seen_key
+from tolaria_bus.oona.burying import Burying
+from tolaria_bus.oona.dead_letters import begun_key
 from tolaria_bus.oona.events import OnEvent, reason_of
 from tolaria_bus.oona.handover import Handler, Handover
 from tolaria_bus.oona.in_flight import InFlight, Received
 from tolaria_bus.oona.marks import Marks
 from tolaria_bus.oona.opening import IdAhead, Opened, Opener, Refused
 from tolaria_bus.oona.reading import Delivered, Member
-from tolaria_bus.oona.scripts import Entry, mend
 from tolaria_bus.oona.suspicion import Suspicion
-from tolaria_bus.oona.trust import FRESH_AHEAD_MS, KeyRing
+from tolaria_bus.oona.trust import KeyRing
 
 _SHOWN: Final = 20  # ids in an event
-_MEND_AT_MOST: Final = 100_000
-"""Entries of a stream that is mended: copying them takes the server less than a second."""
 _OPENING_SECONDS: Final = 0.001
 """Entries are opened for so long before the first of them is handed over."""
 
@@ -43,12 +39,8 @@ _Judged = tuple[Delivered, Opened | Refused]
 class Intake:
     """Judges entries and hands them over.
 
-    Events: ``entries_lost`` (stream, count, entries), ``dead_letter`` (stream, entry_id, reason,
-    detail), ``stream_mended`` (stream, left_behind): an id from the future kept it from going on,
-    ``stream_blocked`` (stream, entries): the same, but it can't be mended,
-    ``server_clock_unknown`` (error): we may not ask for it, those of
-    :class:`Suspicion` and :class:`Marks`, and those of :class:`Attempts` for letters that can't be
-    written.
+    Events: ``entries_lost`` (stream, count, entries), ``server_clock_unknown`` (error): we may not
+    ask for it, and those of :class:`Burying`, :class:`Marks` and :class:`Suspicion`.
 
     Args:
         client: Not the one that blocks.
@@ -70,9 +62,8 @@ class Intake:
         handed_over: Entries given to the handler.
         lost: Entries that were deleted while they were pending.
         redelivered: Entries that had been delivered before, to us or to another consumer.
-        dead: Entries that became dead letters, by reason.
+        burying: Writes dead letters.
         suspicion: Counts forgeries.
-        mend_at_most: Entries of a stream that is mended.
     """
 
     def __init__(
@@ -93,38 +84,30 @@ class Intake:
         self.handed_over = 0
         self.lost = 0
         self.redelivered = 0
-        self.dead: Counter[str] = Counter()
-        self.mend_at_most = _MEND_AT_MOST
         self.suspicion = Suspicion(member.stream, on_event)
-        self._client = client
+        self.burying = Burying(client, member, in_flight, ring=ring, on_event=on_event, clock=clock)
         self._member = member
         self.in_flight = in_flight
         self._opener = opener
-        self._ring = ring
         self._accept = frozenset(accept)
         self._only = next(iter(self._accept)) if len(self._accept) == 1 else None
         self._on_event = on_event
         self._sync_clock = sync_clock
-        self._clock = clock
         self._monotonic = monotonic
-        # One for all of them: what keeps one letter from being written keeps the others, too.
-        self._letters = Attempts(f"{member.stream} dead letters", on_event)
-        self._begun = begun_key(member.stream, member.group)
-        self._marks = Marks(client, member, self._begun, max_deliveries, on_event)
+        begun = begun_key(member.stream, member.group)
+        self._marks = Marks(client, member, begun, max_deliveries, on_event)
         self._handover: Handover | None = None
-        self._tasks: TaskGroup | None = None
         self._stopping = False
-        self._stopped = anyio.Event()
 
     def start(self, handler: Handler, tasks: TaskGroup, tries: int) -> None:
         """Begin to hand over; what has to wait waits in ``tasks``."""
-        self._tasks = tasks
+        self.burying.start(tasks)
         self._handover = Handover(handler, tasks, self._marks, tries=tries, on_event=self._on_event)
 
     def stop(self) -> None:
         """Begin nothing more; ``tasks`` end soon."""
         self._stopping = True
-        self._stopped.set()
+        self.burying.stop()
         if self._handover is not None:
             self._handover.stop()
 
@@ -133,7 +116,7 @@ class Intake:
         if self._handover is not None:
             for received in self._handover.left():
                 self.in_flight.remove(received.entry_id)
-        self._tasks = None
+        self.burying.end()
 
     async def take(self, entries: Sequence[Delivered]) -> None:
         """Do what has to be done with entries, in their order, until stopped.
@@ -191,7 +174,7 @@ class Intake:
         self.redelivered += 1
         why = await self._marks.begin(entry.entry_id)
         if why:
-            await self._bury_entry(entry, "fatal", why)
+            await self.burying.bury(entry, "fatal", why)
             return
         opened = self._judge(entry)
         if isinstance(opened, IdAhead):
@@ -245,7 +228,7 @@ class Intake:
         entry = Delivered(
             received.entry_id, received.fields, received.deliveries, received.redelivered
         )
-        await self._bury_entry(entry, reason, detail)
+        await self.burying.bury(entry, reason, detail)
 
     def forget(self, received: Received) -> None:
         """See :meth:`Received.forget`."""
@@ -293,74 +276,6 @@ class Intake:
 
     async def _refuse(self, entry: Delivered, refused: Refused) -> None:
         self.suspicion.refused(refused, entry.entry_id)
-        await self._bury_entry(entry, refused.reason, refused.detail)
+        await self.burying.bury(entry, refused.reason, refused.detail)
         if isinstance(refused, IdAhead):
-            await self._mend()
-
-    async def _mend(self) -> None:
-        """After an id from the future: let the stream give ids of today again."""
-        stream = self._member.stream
-        left = await mend(
-            self._client,
-            stream,
-            seen=seen_key(stream),
-            scratch=f"{self._begun}:mending",
-            ahead_ms=FRESH_AHEAD_MS,
-            most=self.mend_at_most,
-        )
-        if left >= 0:
-            self._on_event("stream_mended", {"stream": stream, "left_behind": str(left)})
-        elif left in (-2, -3):
-            too_long = f"more than {self.mend_at_most}"
-            entries = too_long if left == -2 else "one that has too many fields and no dead letter"
-            self._on_event("stream_blocked", {"stream": stream, "entries": entries})
-
-    async def _bury_entry(self, entry: Delivered, reason: str, detail: str) -> None:
-        """Make an entry a dead letter, if not now then when the server can."""
-        letter = build(
-            Entry(self._member.stream, self._member.group, entry.entry_id),
-            reason,
-            detail,
-            entry.fields,
-            consumer=self._member.name,
-            deliveries=entry.deliveries,
-            clock=self._clock,
-        )
-        # In flight until then: it isn't read again, and its claim is extended.
-        self.in_flight.add_dying(entry.entry_id)
-        try:
-            await self._write(letter)
-        except (RedisError, OSError) as error:
-            if self._tasks is None:
-                raise
-            # One letter that can't be written doesn't keep other entries from being read.
-            self._tasks.start_soon(self._write_later, letter, error)
-
-    async def _write_later(self, letter: DeadLetter, error: Exception) -> None:
-        while True:
-            with anyio.move_on_after(self._letters.failed(error)):
-                await self._stopped.wait()
-            if self._stopped.is_set():
-                self.in_flight.remove(letter.entry_id)
-                return
-            try:
-                await self._write(letter)
-            except (RedisError, OSError) as again:
-                error = again
-            else:
-                self._letters.answered()
-                return
-
-    async def _write(self, letter: DeadLetter) -> None:
-        await bury(self._client, letter, ring=self._ring, delete=self._member.delete)
-        self.in_flight.finish(letter.entry_id, acknowledged=True)
-        self.dead[letter.reason] += 1
-        self._on_event(
-            "dead_letter",
-            {
-                "stream": letter.stream,
-                "entry_id": letter.entry_id,
-                "reason": letter.reason,
-                "detail": letter.detail,
-            },
-        )
+            await self.burying.mend()
