@@ -42,10 +42,11 @@ from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.counts import Latency
 from tolaria_bus.oona.events import OnEvent, log_event, reason_of
 from tolaria_bus.oona.handover import TRIES, Handler
-from tolaria_bus.oona.in_flight import InFlight, Received
+from tolaria_bus.oona.in_flight import InFlight
 from tolaria_bus.oona.intake import Intake, SyncClock
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.reading import Delivered, GroupReader, Member
+from tolaria_bus.oona.received import Received
 from tolaria_bus.oona.trust import KeyRing, parse_entry_id
 
 __all__ = ["BATCH", "BLOCK", "MIN_IDLE", "Consumer", "Handler", "Received"]

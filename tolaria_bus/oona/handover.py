@@ -20,8 +20,8 @@ from redis.exceptions import RedisError
 
 from tolaria_bus.oona.backoff import Backoff
 from tolaria_bus.oona.events import OnEvent, reason_of
-from tolaria_bus.oona.in_flight import Received
 from tolaria_bus.oona.marks import Marks
+from tolaria_bus.oona.received import Received
 
 Handler = Callable[[Received], Awaitable[None]]
 """Takes an entry on and returns; whoever finishes the work finishes the entry."""

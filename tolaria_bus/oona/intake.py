@@ -21,10 +21,11 @@ from tolaria_bus.oona.burying import Burying
 from tolaria_bus.oona.dead_letters import begun_key
 from tolaria_bus.oona.events import OnEvent, reason_of
 from tolaria_bus.oona.handover import Handler, Handover
-from tolaria_bus.oona.in_flight import InFlight, Received
+from tolaria_bus.oona.in_flight import InFlight
 from tolaria_bus.oona.marks import Marks
 from tolaria_bus.oona.opening import IdAhead, Opened, Opener, Refused
 from tolaria_bus.oona.reading import Delivered, Member
+from tolaria_bus.oona.received import Received
 from tolaria_bus.oona.suspicion import Suspicion
 from tolaria_bus.oona.trust import KeyRing
 
