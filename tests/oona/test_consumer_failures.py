@@ -186,7 +186,7 @@ async def test_stop_doesnt_wait_for_further_tries(redis: Redis, redis_url: str):
         assert len(running.in_flight) == 0
     again = Inbox(ack=True)
     async with consuming(redis_url, again, "second", min_idle=timedelta(minutes=1)) as second:
-        second._next_sweep = 0.0
+        second._rounds.next_sweep = 0.0
         await again.wait_for(2)
     assert again.ids() == ["bad", "behind"]
 
