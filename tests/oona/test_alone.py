@@ -24,6 +24,7 @@ from tests.oona.bus import (
 )
 from tolaria_bus.leyline import AdaptationCommand
 from tolaria_bus.oona import EmbeddedServer, KeyRing, open_consumer, open_publisher
+from tolaria_bus.oona.connection import connect
 
 RING = KeyRing.parse("k:c2VjcmV0LXNlY3JldA==")
 
@@ -92,9 +93,14 @@ async def test_both_start_before_there_is_a_server(state_home: None, tmp_path: P
         tasks.start_soon(consumer.run, inbox)
         publisher.put(command(), stream=CONTROL, durable=True)
         await events.wait_for("disconnected")
-        with EmbeddedServer.start(tmp_path / "run", "r"):
+        with EmbeddedServer.start(tmp_path / "run", "r") as server:
             await inbox.wait_for(1)
             assert await publisher.drain() == 0
+            # It knows the server's clock by now.
+            async with connect(server.url, name="hostile") as redis:
+                seconds, _ = await redis.time()
+                await redis.xadd(CONTROL, {"payload": b"x"}, id=f"{seconds * 1000 + 60_000}-0")
+            assert (await events.wait_for("dead_letter"))["reason"] == "future"
             await consumer.stop()
     assert "server_clock_unknown" in events.names()
 

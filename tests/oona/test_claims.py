@@ -23,6 +23,11 @@ from tolaria_bus.oona.in_flight import InFlight
 from tolaria_bus.oona.reading import Member
 
 
+async def claims(redis: Redis) -> list[Any]:
+    """Who has what, oldest first."""
+    return await redis.xpending_range(CONTROL, GROUP, "-", "+", 10)
+
+
 async def deliveries(redis: Redis, name: str) -> dict[str, int]:
     """Delivery counts of what is pending with a consumer."""
     found: Any = await redis.xpending_range(CONTROL, GROUP, "-", "+", 1000, name)
@@ -174,3 +179,60 @@ async def test_an_entry_that_becomes_a_dead_letter_meanwhile_is_no_lost_claim(re
     in_flight.add(entry_id)
     await in_flight.renew()
     assert events.names() == ["claims_lost"]
+
+
+async def test_a_consumer_that_stops_leaves_what_it_released_to_others(
+    redis: Redis, redis_url: str
+):
+    """However long what it had begun takes it."""
+    for name in ("begun", "read", "read too"):
+        await send(redis, CONTROL, command(name))
+    busy, go_on, events = anyio.Event(), anyio.Event(), Events()
+    taken: list[Received] = []
+
+    async def slow(received: Received) -> None:
+        taken.append(received)
+        busy.set()
+        await go_on.wait()
+
+    async with (
+        consumer(redis_url, on_event=events) as first,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(first.run, slow)
+        await busy.wait()
+        async with anyio.create_task_group() as stopping:
+            stopping.start_soon(first.stop)
+            await anyio.wait_all_tasks_blocked()
+            go_on.set()
+        (begun, *_) = await claims(redis)
+        assert begun["message_id"].decode() == taken[0].entry_id
+        await first.in_flight.renew()
+        released = (await claims(redis))[1:]
+        assert all(item["time_since_delivered"] > 86_400_000 for item in released)
+        await redis.xclaim(CONTROL, GROUP, "other", 0, [item["message_id"] for item in released])
+        await first.in_flight.renew()
+        await taken[0].ack()
+    assert events.names() == []
+
+
+async def test_a_stop_waits_for_claims_that_are_being_extended(redis: Redis):
+    """Else they would be extended after they were released."""
+    entry_id = await taken_entry(redis, CONTROL, GROUP)
+    in_flight = InFlight(redis, Member(CONTROL, GROUP, "me"), Events())
+    in_flight.hold([entry_id])
+    order: list[str] = []
+
+    async def renew() -> None:
+        await in_flight.renew()
+        order.append("extended")
+
+    async def let_go() -> None:
+        await in_flight.let_go_all()
+        order.append("let go")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(renew)
+        tasks.start_soon(let_go)
+    assert order == ["extended", "let go"]
+    assert not in_flight.held

@@ -194,7 +194,7 @@ async def test_stop_lets_others_have_what_was_not_handed_over(redis: Redis, redi
         second = Inbox(ack=True)
         # It takes nothing that isn't long idle.
         async with consuming(redis_url, second, "second", min_idle=timedelta(hours=1)) as other:
-            other._next_sweep = 0.0
+            other._rounds.next_sweep = 0.0
             await second.wait_for(9)
         assert second.ids() == [str(n) for n in range(1, 10)]
         assert {received.deliveries for received in second.received} == {2}

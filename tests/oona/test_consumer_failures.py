@@ -23,9 +23,11 @@ from tests.oona.bus import (
     pending,
     send,
     unmarked,
+    until,
 )
 from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.consumer import Received
+from tolaria_bus.oona.dead_letters import begun_key
 from tolaria_bus.oona.embedded import EmbeddedServer
 
 SHARED = STREAMS.fleet_control
@@ -184,7 +186,7 @@ async def test_stop_doesnt_wait_for_further_tries(redis: Redis, redis_url: str):
         assert len(running.in_flight) == 0
     again = Inbox(ack=True)
     async with consuming(redis_url, again, "second", min_idle=timedelta(minutes=1)) as second:
-        second._next_sweep = 0.0
+        second._rounds.next_sweep = 0.0
         await again.wait_for(2)
     assert again.ids() == ["bad", "behind"]
 
@@ -224,6 +226,69 @@ async def test_an_entry_that_kills_its_process_is_a_dead_letter_and_its_neighbou
     assert inbox.ids() == ["c", "d"]
     (letter,) = await letters(redis)
     assert (letter.reason, letter.deliveries) == ("fatal", 4)
+
+
+FAILS_THEN_KILLS = """
+import os, signal, sys
+from tests.oona.bus import *
+async def handler(received):
+    if received.failures:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError("not now")
+async def main():
+    async with consuming(sys.argv[1], handler, max_deliveries=3):
+        await anyio.sleep(60)
+anyio.run(main)
+"""
+
+
+async def test_an_entry_that_kills_when_it_is_tried_again_is_a_dead_letter_too(
+    redis: Redis, redis_url: str
+):
+    """And one that only waited behind it isn't."""
+    await send(redis, CONTROL, command("killer"))
+    await send(redis, CONTROL, command("behind"))
+    command_line = [sys.executable, "-c", FAILS_THEN_KILLS, redis_url]
+    for _ in range(3):
+        killed = await anyio.run_process(command_line, check=False, stderr=None)
+        assert killed.returncode == -signal.SIGKILL
+    inbox, events = Inbox(ack=True), Events()
+    async with consuming(redis_url, inbox, max_deliveries=3, on_event=events):
+        await events.wait_for("dead_letter")
+        await inbox.wait_for(1)
+        await finished(redis)
+        await unmarked(redis)
+    assert inbox.ids() == ["behind"]
+    (letter,) = await letters(redis)
+    assert (letter.reason, letter.deliveries) == ("fatal", 4)
+
+
+async def test_a_handler_that_fails_often_on_an_entry_that_comes_again_is_no_killer(
+    redis: Redis, redis_url: str
+):
+    for name in ("bad", "behind"):
+        await send(redis, CONTROL, command(name))
+    first = Inbox()
+    async with consuming(redis_url, first):
+        await first.wait_for(2)
+    handler = Faulty({"bad": 3, "behind": 1})
+    async with consuming(redis_url, handler, max_deliveries=2) as running:
+        await handler.inbox.wait_for(2)
+        await finished(redis)
+        await unmarked(redis)
+        assert running.dead == {}
+    assert handler.inbox.ids() == ["bad", "behind"]
+
+
+async def test_what_waits_for_a_further_try_is_not_marked(redis: Redis, redis_url: str):
+    await send(redis, CONTROL, command("bad"))
+    async with consuming(redis_url, Inbox()) as running:
+        await until(lambda: running.handed_over == 1)
+    events = Events()
+    async with consuming(redis_url, Faulty({"bad": 99}), tries=99, on_event=events) as running:
+        await events.wait_for("handler_failed")
+        await running.stop()
+        assert not await redis.exists(begun_key(CONTROL, GROUP))
 
 
 async def test_redelivery_alone_never_makes_an_entry_fatal(redis: Redis, redis_url: str):

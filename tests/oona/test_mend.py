@@ -117,6 +117,53 @@ async def test_entries_of_a_shared_stream_are_left_behind_when_each_has_its_lett
     assert len(await letters(redis, EMERGENCY)) == 301
 
 
+async def wide(redis: Redis, stream: str, fields: int) -> str:
+    """The id of an entry that has many fields."""
+    entry_id: Any = await redis.xadd(stream, {f"f{n}": "x" for n in range(fields)})
+    return str(entry_id.decode())
+
+
+@pytest.mark.parametrize("fields", [2000, 2001, 5000, 20_000])
+async def test_an_entry_of_many_fields_doesnt_keep_a_shared_stream_from_being_mended(
+    redis: Redis, redis_url: str, fields: int
+):
+    """No script can copy it; it has a dead letter by then."""
+    options: dict[str, Any] = {"stream": EMERGENCY, "accept": ALERTS, "delete": False}
+    inbox, events = Inbox(ack=True), Events()
+    many = await wide(redis, EMERGENCY, fields)
+    await send(redis, EMERGENCY, alert("before"))
+    await add(redis, EMERGENCY, HIGHEST)
+    async with consuming(redis_url, inbox, opener=await opener(redis), on_event=events, **options):
+        mended = await events.wait_for("stream_mended")
+        await send(redis, EMERGENCY, alert("after"))
+        await inbox.wait_for(2)
+        await finished(redis, EMERGENCY)
+    left = [entry_id for entry_id, _ in await entries(redis, EMERGENCY)]
+    assert (many in left) == (fields <= 2000)
+    assert mended["left_behind"] == ("1" if many in left else "2")
+    assert len(left) == 2 + (many in left)
+    assert {letter.entry_id for letter in await letters(redis, EMERGENCY)} == {many, HIGHEST}
+    assert "stream_blocked" not in events.names()
+
+
+async def test_an_entry_of_many_fields_is_not_left_behind_without_a_dead_letter(
+    redis: Redis, redis_url: str
+):
+    """Read before the consumer's group began: nobody has judged it."""
+    options: dict[str, Any] = {"stream": EMERGENCY, "accept": ALERTS, "delete": False}
+    events = Events()
+    many = await wide(redis, EMERGENCY, 5000)
+    async with consuming(
+        redis_url, Inbox(), opener=await opener(redis), on_event=events, start="$", **options
+    ):
+        await add(redis, EMERGENCY, HIGHEST)
+        blocked = await events.wait_for("stream_blocked")
+    assert blocked["entries"] == "one that has too many fields and no dead letter"
+    left = [entry_id for entry_id, _ in await entries(redis, EMERGENCY)]
+    assert left == [many, HIGHEST]
+    assert not [key for key in await redis.keys() if b"mending" in key]
+
+
 async def test_every_group_of_a_shared_stream_goes_on_where_it_was(redis: Redis, redis_url: str):
     options: dict[str, Any] = {
         "stream": EMERGENCY,
@@ -196,7 +243,7 @@ async def test_a_stream_that_is_too_long_to_be_copied_is_told_and_left(
     events = Events()
     options: dict[str, Any] = {"opener": await opener(redis), "on_event": events}
     async with consumer(redis_url, **options) as made, anyio.create_task_group() as tasks:
-        made._intake.mend_at_most = 3
+        made._intake.burying.mend_at_most = 3
         for number in range(5):
             await send(redis, CONTROL, command(str(number)))
         await add(redis, CONTROL, HIGHEST)

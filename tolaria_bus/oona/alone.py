@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -164,7 +165,7 @@ async def open_consumer(
         try:
             await clock.sync(acks)
         except (RedisError, OSError) as error:
-            # Entry ids aren't held against a clock that nobody knows; all else works.
+            # It is asked again before the first entry is judged.
             on_event("server_clock_unknown", {"error": reason_of(error)})
         try:
             yield Consumer(
@@ -180,6 +181,7 @@ async def open_consumer(
                 start=start,
                 block=block,
                 on_event=on_event,
+                sync_clock=partial(clock.sync, acks),
                 **options,
             )
         finally:

@@ -12,20 +12,19 @@ Claims on entries that were read are extended without raising their delivery cou
 
 **Entries that kill.** The server's delivery count can't tell the entry whose handling killed the
 process from the others of the same read. So an entry that is delivered again is marked on the
-server before its handling is begun, and unmarked when the handler has taken it on; the mark of a
-killer stays, and counts. An entry that is new is not marked, which spares a round trip for each;
-the first crash is therefore counted for nobody, and a killer is begun ``max_deliveries`` times
-at most before it becomes a dead letter (``fatal``). Deaths after the handler has returned are the
-business of whoever took the entry on.
+server before each time that the handler gets it, and unmarked when the handler has taken it on or
+has failed on it; the mark of a killer stays, and counts. An entry that is new is not marked, which
+spares a round trip for each; the first crash is therefore counted for nobody, and a killer is begun
+``max_deliveries`` times at most before it becomes a dead letter (``fatal``). Deaths after the
+handler has returned are the business of whoever took the entry on.
 
-Events: ``group_recreated`` (stream, group), ``release_failed`` (stream, error), ``unfinished``
-(stream, entries): a stop didn't wait for them any longer; and those of :class:`Attempts`,
-:class:`Intake`, :class:`InFlight` and :class:`Handover`.
+Events: ``release_failed`` (stream, error), ``unfinished`` (stream, entries): a stop didn't wait for
+them any longer; and those of :class:`Attempts`, :class:`Rounds`, :class:`Intake`,
+:class:`InFlight` and :class:`Handover`.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -35,29 +34,27 @@ from typing import Final
 import anyio
 from anyio.abc import ObjectSendStream
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from tolaria_bus.leyline import BusMessageType
 from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.counts import Latency
 from tolaria_bus.oona.events import OnEvent, log_event, reason_of
 from tolaria_bus.oona.handover import TRIES, Handler
-from tolaria_bus.oona.in_flight import InFlight, Received
-from tolaria_bus.oona.intake import Intake
+from tolaria_bus.oona.in_flight import InFlight
+from tolaria_bus.oona.intake import Intake, SyncClock
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.reading import Delivered, GroupReader, Member
+from tolaria_bus.oona.received import Received
+from tolaria_bus.oona.rounds import BATCH, Rounds
 from tolaria_bus.oona.trust import KeyRing, parse_entry_id
 
 __all__ = ["BATCH", "BLOCK", "MIN_IDLE", "Consumer", "Handler", "Received"]
 
-BATCH: Final = 256
-"""Entries of one read."""
 BLOCK: Final = timedelta(seconds=2)
 MIN_IDLE: Final = timedelta(seconds=60)
 """A consumer that hasn't renewed its claim on an entry for so long counts as dead."""
 
-_SWEEP_EVERY: Final = 1.0
-"""Seconds between two looks for what others left; twice as long as half ``min_idle`` at most."""
 _RELEASE_LIMIT: Final = 2.0  # seconds
 
 _Round = tuple[int, list[Delivered] | None]
@@ -86,6 +83,8 @@ class Consumer:
         on_event: Told what happens.
         server_now: Seconds since the epoch on the server's clock, for ``latency``; ``None``: not
             known.
+        sync_clock: Asks the server for its time, when an entry id seems to be ahead of it, or it
+            isn't known yet; see :class:`Intake`.
         monotonic: Seconds; for the sweep and ``last_read``.
         clock: Nanoseconds since the epoch; for dead letters.
 
@@ -120,6 +119,7 @@ class Consumer:
         min_idle: timedelta = MIN_IDLE,
         on_event: OnEvent = log_event,
         server_now: Callable[[], float | None] = lambda: None,
+        sync_clock: SyncClock | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -140,27 +140,28 @@ class Consumer:
             accept=accept,
             max_deliveries=max_deliveries,
             on_event=on_event,
+            sync_clock=sync_clock,
             clock=clock,
         )
-        self._start = start
-        self._block = block
-        self._max_in_flight = max_in_flight
         self._tries = tries
         self._min_idle = min_idle
         self._on_event = on_event
         self._server_now = server_now
         self._monotonic = monotonic
         self._attempts = Attempts(stream, on_event)
-        self._prepared = False
-        self._gone = False
-        self._own_after: str | None = "0"
-        # How often it was begun anew with what is pending: what was read before then is left.
-        self._beginnings = 0
-        self._wait = 0.0
-        # A generator of its own: nothing here may draw from the one that training shares.
-        self._random = random.Random()
-        self._sweep_every = min(_SWEEP_EVERY, min_idle.total_seconds() / 2)
-        self._next_sweep = monotonic()
+        self._rounds = Rounds(
+            self._reader,
+            member,
+            self.in_flight,
+            self._attempts,
+            gone=self._intake.gone,
+            start=start,
+            block=block,
+            max_in_flight=max_in_flight,
+            min_idle=min_idle,
+            on_event=on_event,
+            monotonic=monotonic,
+        )
         self._stopped = anyio.Event()
         self._reading = anyio.CancelScope()
         self._finishing = anyio.CancelScope()
@@ -199,7 +200,7 @@ class Consumer:
     @property
     def dead(self) -> Counter[str]:
         """Entries that became dead letters, by reason."""
-        return self._intake.dead
+        return self._intake.burying.dead
 
     async def prepare(self) -> None:
         """Make the group, if need be: what is sent from now on is read.
@@ -207,8 +208,7 @@ class Consumer:
         Raises:
             RedisError: redis-py's.
         """
-        await self._reader.create(self._start)
-        self._prepared = True
+        await self._rounds.prepare()
 
     async def run(self, handler: Handler) -> None:
         """Read until stopped, then until what was handed over is finished; or until cancelled.
@@ -260,7 +260,7 @@ class Consumer:
                 self._intake.suspicion.tell_late()
                 if entries is None:
                     continue
-                if beginning != self._beginnings:
+                if beginning != self._rounds.beginnings:
                     # It comes again, behind what has to be taken first.
                     self._let_go(entries)
                     continue
@@ -269,7 +269,7 @@ class Consumer:
                     await self._intake.take(entries)
                 except (RedisError, OSError) as error:
                     self._let_go(entries)
-                    self._wait = self._failed(error)
+                    self._rounds.failed(error)
                     self._reading.cancel()
                 else:
                     self._attempts.answered()
@@ -284,11 +284,9 @@ class Consumer:
         async with send:
             while not self._stopped.is_set():
                 entries: list[Delivered] | None = None
-                wait, self._wait = self._wait, 0.0
-                beginning = self._beginnings
+                beginning = self._rounds.beginnings
                 with anyio.CancelScope() as self._reading:
-                    await anyio.sleep(wait)
-                    entries = await self._read()
+                    entries = await self._rounds.read()
                 if entries is not None:
                     self.in_flight.hold(entry.entry_id for entry in entries)
                 if not self._stopped.is_set():
@@ -307,80 +305,6 @@ class Consumer:
             for entry_id in left:
                 self.in_flight.remove(entry_id)
             await self._try_to_release()
-
-    async def _read(self) -> list[Delivered] | None:
-        """One round, ``None`` if it failed; ``_wait`` is how many seconds to wait before the next.
-
-        Whether what was read can be worked on is known later: only then is a trouble over.
-        """
-        try:
-            entries = await self._fetch()
-        except ResponseError as error:
-            if str(error).startswith("UNBLOCKED"):
-                # The key went, or the server became a replica: the next read says which.
-                return None
-            if str(error).startswith("NOGROUP"):
-                self._prepared, self._gone, self._start = False, True, "0"
-            else:
-                self._wait = self._failed(error)
-            return None
-        except (RedisError, OSError) as error:
-            self._wait = self._failed(error)
-            return None
-        self._attempts.reached()
-        return entries
-
-    def _failed(self, error: RedisError | OSError) -> float:
-        """Something was perhaps delivered that we don't know of: look. Seconds to wait."""
-        self._own_after = "0"
-        self._beginnings += 1
-        return self._attempts.failed(error)
-
-    async def _fetch(self) -> list[Delivered]:
-        if not self._prepared:
-            await self.prepare()
-            if self._gone:
-                self._gone = False
-                self._own_after = "0"
-                detail = {"stream": self._member.stream, "group": self._member.group}
-                self._on_event("group_recreated", detail)
-        in_hand = len(self.in_flight) + len(self.in_flight.held)
-        room = min(BATCH, self._max_in_flight - in_hand)
-        if room <= 0:
-            with anyio.move_on_after(self._block.total_seconds()):
-                await self.in_flight.change()
-            return []
-        if self._own_after is not None:
-            beginning = self._beginnings
-            own = await self._reader.own(self._own_after, room)
-            if beginning == self._beginnings:
-                self._own_after = own[-1].entry_id if own else None
-            if own:
-                return own
-        if self._monotonic() >= self._next_sweep:
-            swept = await self._sweep(room)
-            if swept:
-                return swept
-        return await self._reader.new(room, self._block)
-
-    async def _sweep(self, room: int) -> list[Delivered]:
-        """Entries of dead consumers."""
-        known = len(self.in_flight) + len(self.in_flight.held)
-        sweep = await self._reader.abandoned(self._min_idle, room, known)
-        if not sweep.more:
-            # Spread, so that the consumers of a group don't all look at once.
-            spread = self._random.uniform(0.75, 1.25)
-            self._next_sweep = self._monotonic() + self._sweep_every * spread
-        # Our own may be among them: those are counted where they are taken.
-        ours = self.in_flight.held
-        deleted = [
-            entry_id
-            for entry_id in sweep.deleted
-            if entry_id not in ours and not self.in_flight.handed_out_before(entry_id)
-        ]
-        if deleted:
-            self._intake.gone(deleted)
-        return sweep.entries
 
     async def _keep_claims(self) -> None:
         while True:
@@ -405,6 +329,7 @@ class Consumer:
     async def _try_to_release(self) -> None:
         try:
             with anyio.move_on_after(_RELEASE_LIMIT):
+                await self.in_flight.let_go_all()
                 await self._reader.release(self.in_flight.kept())
         except (RedisError, OSError) as error:
             # They stay pending with us; the next to have our name begins with them.

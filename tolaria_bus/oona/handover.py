@@ -3,6 +3,9 @@
 Entries go to the handler one after the other. One that it fails on is tried again with a growing
 wait, while others go on; but those of the same source wait behind it, so that what one source
 sends keeps its order. Past its tries an entry becomes a dead letter.
+
+A try after the first may kill as well as the first: see ``marks``. Whoever hands an entry over has
+marked it for the first.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
+from redis.exceptions import RedisError
 
 from tolaria_bus.oona.backoff import Backoff
 from tolaria_bus.oona.events import OnEvent, reason_of
-from tolaria_bus.oona.in_flight import Received
+from tolaria_bus.oona.marks import Marks
+from tolaria_bus.oona.received import Received
 
 Handler = Callable[[Received], Awaitable[None]]
 """Takes an entry on and returns; whoever finishes the work finishes the entry."""
@@ -34,8 +39,9 @@ class Handover:
 
     Args:
         handler: Gets the entries.
-        tries: How often.
         tasks: Where entries that failed wait.
+        marks: Of entries that were begun.
+        tries: How often.
         on_event: Told of failures.
         waits: Seconds between the tries.
     """
@@ -44,6 +50,7 @@ class Handover:
         self,
         handler: Handler,
         tasks: TaskGroup,
+        marks: Marks,
         *,
         tries: int,
         on_event: OnEvent,
@@ -51,17 +58,18 @@ class Handover:
     ) -> None:
         self._handler = handler
         self._tasks = tasks
+        self._marks = marks
         self._tries = tries
         self._on_event = on_event
         self._waits = waits
         self._behind: dict[str, deque[Received]] = {}
         self._stopped = anyio.Event()
 
-    async def hand(self, received: Received) -> None:
-        """Give an entry to the handler; if it fails, again later."""
+    async def hand(self, received: Received) -> bool:
+        """Give an entry to the handler; if it fails, again later: was it taken off our hands?"""
         if self._behind and received.opened.source in self._behind:
             self._behind[received.opened.source].append(received)
-            return
+            return False
         try:
             await self._handler(received)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises
@@ -69,6 +77,8 @@ class Handover:
                 source = received.opened.source
                 self._behind[source] = deque([received])
                 self._tasks.start_soon(self._retry, source)
+                return False
+        return True
 
     def stop(self) -> None:
         """Begin no further try."""
@@ -94,6 +104,22 @@ class Handover:
 
     async def _try(self, received: Received) -> bool:
         """One more try; is the entry off our hands?"""
+        if not received.redelivered:
+            return await self._call(received)
+        try:
+            why = await self._marks.begin(received.entry_id)
+        except (RedisError, OSError) as error:
+            with anyio.move_on_after(self._marks.failed(error)):
+                await self._stopped.wait()
+            return False
+        if why:
+            await received.dead_letter("fatal", why)
+            return True
+        taken = await self._call(received)
+        await self._marks.end(received.entry_id, taken_on=taken)
+        return taken
+
+    async def _call(self, received: Received) -> bool:
         try:
             await self._handler(received)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises

@@ -7,9 +7,9 @@ while the last group was on its way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 from redis.asyncio import Redis
@@ -18,99 +18,12 @@ from redis.exceptions import RedisError
 from tolaria_bus.oona import scripts
 from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.events import OnEvent
-from tolaria_bus.oona.opening import Opened
-from tolaria_bus.oona.reading import Delivered, Member
+from tolaria_bus.oona.reading import Member
 
 _GROUP: Final = 500
 """Entries acknowledged, or claims extended, in one call."""
 _REMEMBERED: Final = 10_000
 """Finished entries, at least, that are known if the server hands them out again."""
-
-
-class _Owner(Protocol):
-    in_flight: InFlight
-
-    async def acknowledge(self, received: Received) -> None: ...
-    async def bury(self, received: Received, reason: str, detail: str) -> None: ...
-    def forget(self, received: Received) -> None: ...
-
-
-class Received:
-    """An entry as its handler gets it. It stays pending until one of the methods is called.
-
-    Attributes:
-        opened: What it carries.
-        failures: How often the handler has failed on it.
-    """
-
-    __slots__ = ("_entry", "_member", "_owner", "failures", "opened")
-
-    def __init__(self, member: Member, entry: Delivered, opened: Opened, owner: _Owner) -> None:
-        self.opened = opened
-        self.failures = 0
-        self._member = member
-        self._entry = entry
-        self._owner = owner
-
-    @property
-    def stream(self) -> str:
-        """Key of its stream."""
-        return self._member.stream
-
-    @property
-    def group(self) -> str:
-        """The group that reads."""
-        return self._member.group
-
-    @property
-    def entry_id(self) -> str:
-        """Its id."""
-        return self._entry.entry_id
-
-    @property
-    def fields(self) -> Mapping[bytes, bytes]:
-        """What it held."""
-        return self._entry.fields
-
-    @property
-    def deliveries(self) -> int:
-        """How often it was delivered, this time included."""
-        return self._entry.deliveries
-
-    @property
-    def redelivered(self) -> bool:
-        """It was delivered before: to us before a restart, or to another consumer."""
-        return self._entry.redelivered
-
-    def __repr__(self) -> str:
-        return f"<Received {self.entry_id} of {self.stream}, delivery {self.deliveries}>"
-
-    async def ack(self) -> None:
-        """Finish it: its effect is durable. Returns when the server knows.
-
-        Waits through an outage while the consumer runs; afterwards it is tried once.
-
-        Raises:
-            RedisError, OSError: the consumer isn't running, and the server can't be told.
-        """
-        await self._owner.acknowledge(self)
-
-    def ack_soon(self) -> None:
-        """Finish it with the next group, without waiting: for effects that may happen twice."""
-        self._owner.in_flight.acknowledge_soon(self._entry.entry_id)
-
-    async def dead_letter(self, reason: str, detail: str) -> None:
-        """Finish it as one that can't be used; through an outage as soon as that ends.
-
-        Args:
-            reason: One word, for programs.
-            detail: One sentence, for people.
-        """
-        await self._owner.bury(self, reason, detail)
-
-    def forget(self) -> None:
-        """Leave the finishing to somebody else, who is certain to do it (``settle.lua``)."""
-        self._owner.forget(self)
 
 
 class InFlight:
@@ -146,6 +59,7 @@ class InFlight:
         self._waiting: dict[str, anyio.Event | None] = {}
         self._running = False
         self._sending = anyio.Lock()
+        self._renewing = anyio.Lock()
         self._asked: anyio.Event | None = None
         self._changed: anyio.Event | None = None
 
@@ -178,6 +92,15 @@ class InFlight:
     def let_go(self, entry_ids: Iterable[str]) -> None:
         """Entries that were read won't be handed over; the server delivers them again."""
         self.held.difference_update(entry_ids)
+
+    async def let_go_all(self) -> None:
+        """Nothing more will be handed over: from now on, claims on what was read aren't extended.
+
+        Returns when none is being extended any more.
+        """
+        self.held.clear()
+        async with self._renewing:
+            pass
 
     def add(self, entry_id: str) -> bool:
         """An entry is about to be handed over; false if another consumer has taken it by now."""
@@ -300,11 +223,12 @@ class InFlight:
     async def renew(self) -> None:
         """Extend the claims on all entries here. Raises redis-py's errors."""
         stream, group, name = self._member.stream, self._member.group, self._member.name
-        ids = sorted(self._entries | self.held)
         lost: set[str] = set()
-        for start in range(0, len(ids), _GROUP):
-            some = ids[start : start + _GROUP]
-            lost.update(await scripts.renew_claims(self._client, stream, group, name, some))
+        async with self._renewing:
+            ids = sorted(self._entries | self.held)
+            for start in range(0, len(ids), _GROUP):
+                some = ids[start : start + _GROUP]
+                lost.update(await scripts.renew_claims(self._client, stream, group, name, some))
         # Some may have been finished meanwhile.
         still_here = lost & (self._entries | self.held)
         fresh = still_here - self._waiting.keys() - self._dying - self._claims_lost

@@ -6,43 +6,42 @@ Entries that kill their process are counted here; see ``consumer``.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError
 
-from tolaria_bus.leyline import BusMessageType, DeadLetter
+from tolaria_bus.leyline import BusMessageType
 from tolaria_bus.leyline.codec import short_name
-from tolaria_bus.oona.attempts import Attempts
-from tolaria_bus.oona.dead_letters import begun_key, build, bury, seen_key
-from tolaria_bus.oona.events import OnEvent
+from tolaria_bus.oona.burying import Burying
+from tolaria_bus.oona.dead_letters import begun_key
+from tolaria_bus.oona.events import OnEvent, reason_of
 from tolaria_bus.oona.handover import Handler, Handover
-from tolaria_bus.oona.in_flight import InFlight, Received
+from tolaria_bus.oona.in_flight import InFlight
+from tolaria_bus.oona.marks import Marks
 from tolaria_bus.oona.opening import IdAhead, Opened, Opener, Refused
 from tolaria_bus.oona.reading import Delivered, Member
-from tolaria_bus.oona.scripts import Entry, mend
+from tolaria_bus.oona.received import Received
 from tolaria_bus.oona.suspicion import Suspicion
-from tolaria_bus.oona.trust import FRESH_AHEAD_MS, KeyRing
+from tolaria_bus.oona.trust import KeyRing
 
 _SHOWN: Final = 20  # ids in an event
-_MEND_AT_MOST: Final = 100_000
-"""Entries of a stream that is mended: copying them takes the server less than a second."""
 _OPENING_SECONDS: Final = 0.001
 """Entries are opened for so long before the first of them is handed over."""
+
+SyncClock = Callable[[], Awaitable[None]]
+_Judged = tuple[Delivered, Opened | Refused]
 
 
 class Intake:
     """Judges entries and hands them over.
 
-    Events: ``entries_lost`` (stream, count, entries), ``dead_letter`` (stream, entry_id, reason,
-    detail), ``stream_mended`` (stream, left_behind): an id from the future kept it from going on,
-    ``stream_blocked`` (stream, entries): the same, but it is too long to be mended, those of
-    :class:`Suspicion`, and those of :class:`Attempts` for letters that can't be written.
+    Events: ``entries_lost`` (stream, count, entries), ``server_clock_unknown`` (error): we may not
+    ask for it, and those of :class:`Burying`, :class:`Marks` and :class:`Suspicion`.
 
     Args:
         client: Not the one that blocks.
@@ -53,6 +52,9 @@ class Intake:
         accept: Kinds of messages that the handler takes.
         max_deliveries: How often an entry may kill its process.
         on_event: Told what happens.
+        sync_clock: Asks the server for its time, for the ``opener``: a clock that was asked once
+            is wrong when the server's steps, or when another server takes its place. Raises
+            redis-py's errors. ``None``: somebody else sees to it.
         clock: Nanoseconds since the epoch.
         monotonic: Seconds.
 
@@ -61,9 +63,8 @@ class Intake:
         handed_over: Entries given to the handler.
         lost: Entries that were deleted while they were pending.
         redelivered: Entries that had been delivered before, to us or to another consumer.
-        dead: Entries that became dead letters, by reason.
+        burying: Writes dead letters.
         suspicion: Counts forgeries.
-        mend_at_most: Entries of a stream that is mended.
     """
 
     def __init__(
@@ -77,45 +78,37 @@ class Intake:
         accept: Collection[BusMessageType.ValueType],
         max_deliveries: int,
         on_event: OnEvent,
+        sync_clock: SyncClock | None = None,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.handed_over = 0
         self.lost = 0
         self.redelivered = 0
-        self.dead: Counter[str] = Counter()
-        self.mend_at_most = _MEND_AT_MOST
         self.suspicion = Suspicion(member.stream, on_event)
-        self._client = client
+        self.burying = Burying(client, member, in_flight, ring=ring, on_event=on_event, clock=clock)
         self._member = member
         self.in_flight = in_flight
         self._opener = opener
-        self._ring = ring
         self._accept = frozenset(accept)
         self._only = next(iter(self._accept)) if len(self._accept) == 1 else None
-        self._max_deliveries = max_deliveries
         self._on_event = on_event
-        self._clock = clock
+        self._sync_clock = sync_clock
         self._monotonic = monotonic
-        # One for all of them: what keeps one letter from being written keeps the others, too.
-        self._letters = Attempts(f"{member.stream} dead letters", on_event)
-        self._begun = begun_key(member.stream, member.group)
-        self._taken_on: set[str] = set()
-        self._perhaps_marked: set[str] = set()
+        begun = begun_key(member.stream, member.group)
+        self._marks = Marks(client, member, begun, max_deliveries, on_event)
         self._handover: Handover | None = None
-        self._tasks: TaskGroup | None = None
         self._stopping = False
-        self._stopped = anyio.Event()
 
     def start(self, handler: Handler, tasks: TaskGroup, tries: int) -> None:
         """Begin to hand over; what has to wait waits in ``tasks``."""
-        self._tasks = tasks
-        self._handover = Handover(handler, tasks, tries=tries, on_event=self._on_event)
+        self.burying.start(tasks)
+        self._handover = Handover(handler, tasks, self._marks, tries=tries, on_event=self._on_event)
 
     def stop(self) -> None:
         """Begin nothing more; ``tasks`` end soon."""
         self._stopping = True
-        self._stopped.set()
+        self.burying.stop()
         if self._handover is not None:
             self._handover.stop()
 
@@ -124,7 +117,7 @@ class Intake:
         if self._handover is not None:
             for received in self._handover.left():
                 self.in_flight.remove(received.entry_id)
-        self._tasks = None
+        self.burying.end()
 
     async def take(self, entries: Sequence[Delivered]) -> None:
         """Do what has to be done with entries, in their order, until stopped.
@@ -132,6 +125,10 @@ class Intake:
         Raises:
             RedisError, OSError: it couldn't be; those left are still pending, and to be read again.
         """
+        if self._marks.left:
+            await self._marks.forget()
+        if self._sync_clock is not None and entries and not self._opener.knows_time:
+            await self._sync(self._sync_clock)
         place = 0
         while place < len(entries) and not self._stopping:
             entry = entries[place]
@@ -144,7 +141,8 @@ class Intake:
     async def _take_new(self, entries: Sequence[Delivered], start: int) -> int:
         """Open new entries for a short time, then hand them over; how many were taken."""
         until = self._monotonic() + _OPENING_SECONDS
-        judged: list[tuple[Delivered, Opened | Refused]] = []
+        judged: list[_Judged] = []
+        ahead = False
         for entry in islice(entries, start, None):
             if entry.redelivered or (judged and self._monotonic() > until):
                 break
@@ -152,6 +150,9 @@ class Intake:
                 judged.append((entry, self._open(entry)))
             except Refused as refused:
                 judged.append((entry, refused))
+                ahead = ahead or isinstance(refused, IdAhead)
+        if ahead:
+            judged = await self._judge_again(judged)
         self._opener.save_nonces()
         take_on, hand = self.in_flight.take_on, self._running.hand
         for entry, opened in judged:
@@ -172,23 +173,30 @@ class Intake:
         if self._is_done_with(entry):
             return
         self.redelivered += 1
-        await self._forget_marks()
-        begun = await self._mark(entry.entry_id)
-        if begun >= self._max_deliveries:
-            text = f"its handling was begun {begun} times and killed the process each time"
-            await self._bury_entry(entry, "fatal", text)
+        why = await self._marks.begin(entry.entry_id)
+        if why:
+            await self.burying.bury(entry, "fatal", why)
             return
-        try:
-            opened = self._open(entry)
-            self._opener.save_nonces()
-        except Refused as refused:
-            await self._refuse(entry, refused)
+        opened = self._judge(entry)
+        if isinstance(opened, IdAhead):
+            try:
+                ((_, opened),) = await self._judge_again([(entry, opened)])
+            except (RedisError, OSError):
+                await self._marks.undo(entry.entry_id)
+                raise
+        self._opener.save_nonces()
+        if isinstance(opened, Refused):
+            await self._refuse(entry, opened)
             return
-        if self.in_flight.add(entry.entry_id):
-            self.handed_over += 1
-            await self._running.hand(Received(self._member, entry, opened, self))
-        self._taken_on.add(entry.entry_id)
-        await self._forget_marks()
+        if not self.in_flight.add(entry.entry_id):
+            await self._marks.undo(entry.entry_id)
+            return
+        self.handed_over += 1
+        if await self._running.hand(Received(self._member, entry, opened, self)):
+            self._marks.taken_on(entry.entry_id)
+            await self._marks.forget()
+        else:
+            await self._marks.undo(entry.entry_id)
 
     def _is_done_with(self, entry: Delivered) -> bool:
         """Was it handed out before, or deleted while it was pending?"""
@@ -221,7 +229,7 @@ class Intake:
         entry = Delivered(
             received.entry_id, received.fields, received.deliveries, received.redelivered
         )
-        await self._bury_entry(entry, reason, detail)
+        await self.burying.bury(entry, reason, detail)
 
     def forget(self, received: Received) -> None:
         """See :meth:`Received.forget`."""
@@ -237,101 +245,38 @@ class Intake:
             raise Refused("type", f"message_type is {got}; this stream takes {wanted}")
         return opened
 
+    def _judge(self, entry: Delivered) -> Opened | Refused:
+        try:
+            return self._open(entry)
+        except Refused as refused:
+            return refused
+
+    async def _judge_again(self, judged: list[_Judged]) -> list[_Judged]:
+        """An entry seems to be ahead of the server: is it ahead of what the server's clock says?"""
+        if self._sync_clock is None:
+            return judged
+        await self._sync(self._sync_clock)
+        return [
+            (entry, self._judge(entry) if isinstance(opened, IdAhead) else opened)
+            for entry, opened in judged
+        ]
+
+    async def _sync(self, sync_clock: SyncClock) -> None:
+        try:
+            await sync_clock()
+        except NoPermissionError as error:
+            # Then judged by what is known.
+            self._sync_clock = None
+            self._on_event("server_clock_unknown", {"error": reason_of(error)})
+
     @property
     def _running(self) -> Handover:
         if self._handover is None:
             raise RuntimeError("the consumer isn't running")
         return self._handover
 
-    async def _mark(self, entry_id: str) -> int:
-        """Say on the server that the handling of an entry begins; how often that was said."""
-        more = 0 if entry_id in self._perhaps_marked else 1
-        try:
-            count: Any = await self._client.hincrby(self._begun, entry_id, more)
-        except ResponseError:
-            raise
-        except (RedisError, OSError):
-            # Counted or not, it wasn't begun: one that isn't answered must not look like a killer.
-            self._perhaps_marked.add(entry_id)
-            raise
-        self._perhaps_marked.discard(entry_id)
-        return int(count)
-
-    async def _forget_marks(self) -> None:
-        """Unmark what was taken on without harm; what can't be now is with the next."""
-        if self._taken_on:
-            await self._client.hdel(self._begun, *self._taken_on)
-            self._taken_on.clear()
-
     async def _refuse(self, entry: Delivered, refused: Refused) -> None:
         self.suspicion.refused(refused, entry.entry_id)
-        await self._bury_entry(entry, refused.reason, refused.detail)
+        await self.burying.bury(entry, refused.reason, refused.detail)
         if isinstance(refused, IdAhead):
-            await self._mend()
-
-    async def _mend(self) -> None:
-        """After an id from the future: let the stream give ids of today again."""
-        stream = self._member.stream
-        left = await mend(
-            self._client,
-            stream,
-            seen=seen_key(stream),
-            scratch=f"{self._begun}:mending",
-            ahead_ms=FRESH_AHEAD_MS,
-            most=self.mend_at_most,
-        )
-        if left >= 0:
-            self._on_event("stream_mended", {"stream": stream, "left_behind": str(left)})
-        elif left == -2:
-            detail = {"stream": stream, "entries": f"more than {self.mend_at_most}"}
-            self._on_event("stream_blocked", detail)
-
-    async def _bury_entry(self, entry: Delivered, reason: str, detail: str) -> None:
-        """Make an entry a dead letter, if not now then when the server can."""
-        letter = build(
-            Entry(self._member.stream, self._member.group, entry.entry_id),
-            reason,
-            detail,
-            entry.fields,
-            consumer=self._member.name,
-            deliveries=entry.deliveries,
-            clock=self._clock,
-        )
-        # In flight until then: it isn't read again, and its claim is extended.
-        self.in_flight.add_dying(entry.entry_id)
-        try:
-            await self._write(letter)
-        except (RedisError, OSError) as error:
-            if self._tasks is None:
-                raise
-            # One letter that can't be written doesn't keep other entries from being read.
-            self._tasks.start_soon(self._write_later, letter, error)
-
-    async def _write_later(self, letter: DeadLetter, error: Exception) -> None:
-        while True:
-            with anyio.move_on_after(self._letters.failed(error)):
-                await self._stopped.wait()
-            if self._stopped.is_set():
-                self.in_flight.remove(letter.entry_id)
-                return
-            try:
-                await self._write(letter)
-            except (RedisError, OSError) as again:
-                error = again
-            else:
-                self._letters.answered()
-                return
-
-    async def _write(self, letter: DeadLetter) -> None:
-        await bury(self._client, letter, ring=self._ring, delete=self._member.delete)
-        self.in_flight.finish(letter.entry_id, acknowledged=True)
-        self.dead[letter.reason] += 1
-        self._on_event(
-            "dead_letter",
-            {
-                "stream": letter.stream,
-                "entry_id": letter.entry_id,
-                "reason": letter.reason,
-                "detail": letter.detail,
-            },
-        )
+            await self.burying.mend()

@@ -146,6 +146,11 @@ class Opener:
         self._allow_json = allow_json
         self._server_now_ms = server_now_ms
 
+    @property
+    def knows_time(self) -> bool:
+        """Entry ids are held against the server's clock."""
+        return self._server_now_ms() is not None
+
     def open(
         self,
         stream: str,

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 _RELEASED_MS: Final = 7 * 86_400_000
 """Idle time that a released entry is given: over anybody's limit for taking it."""
@@ -95,6 +95,10 @@ class GroupReader:
         """
         try:
             await self._other.xgroup_create(self._stream, self._group, start, mkstream=True)
+        except OutOfMemoryError:
+            # The server says so before it looks whether the group is there.
+            if not await self._is_there():
+                raise
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
@@ -155,6 +159,14 @@ class GroupReader:
             released += len(ids)
             start = f"({list(page)[-1]}"
         return released
+
+    async def _is_there(self) -> bool:
+        """The group, in its stream."""
+        try:
+            groups: Any = await self._other.xinfo_groups(self._stream)
+        except ResponseError:
+            return False
+        return any(group["name"] == self._group.encode() for group in groups)
 
     async def _read(self, client: Redis, start: str, most: int, *block: str | int) -> Any:
         """Stream and entries, for each stream that has some: this one, if any."""

@@ -239,7 +239,8 @@ async def mend(
         most: Entries that are copied, at most.
 
     Returns:
-        How many entries were left behind; -1: nothing was done; -2: there are more than ``most``.
+        How many entries were left behind; -1: nothing was done; -2: there are more than ``most``;
+        -3: one has too many fields to be copied, and no dead letter.
 
     Raises:
         RedisError: redis-py's.

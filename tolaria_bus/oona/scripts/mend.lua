@@ -10,13 +10,21 @@
 -- with an id of tomorrow would put all others of today into tomorrow, and the highest id of all
 -- would end the stream. So the entries that are in time go into a new stream, under their ids, and
 -- every group goes on where it was: what was pending in it is delivered again. Entries ahead of
--- time are left behind, but only once each has its dead letter.
+-- time are left behind, but only once each has its dead letter; so are entries in time with more
+-- fields than a script can hand to XADD, which nobody but a stranger sends.
 --
 -- Returns how many were left behind, or -1 if there was nothing to mend or it can't be done yet,
--- or -2 if the stream is longer than ARGV[2].
+-- or -2 if the stream is longer than ARGV[2], or -3 if an entry with so many fields has no dead
+-- letter yet.
+
+local MOST_VALUES = 4000 -- names of fields count, too; unpack can do no more than some 8000
 
 local function milliseconds(id)
   return tonumber(string.match(id, '^%d+'))
+end
+
+local function is_dead(id)
+  return redis.call('ZSCORE', KEYS[2], KEYS[1] .. ' ' .. id)
 end
 
 if redis.call('EXISTS', KEYS[1]) == 0 then
@@ -40,7 +48,7 @@ local behind = 0
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '(' .. last, 'COUNT', 100)
 while #newest > 0 do
   for _, entry in ipairs(newest) do
-    if not redis.call('ZSCORE', KEYS[2], KEYS[1] .. ' ' .. entry[1]) then
+    if not is_dead(entry[1]) then
       return -1
     end
     behind = behind + 1
@@ -54,7 +62,14 @@ local page = redis.call('XRANGE', KEYS[1], '-', last, 'COUNT', 100)
 while #page > 0 do
   for _, entry in ipairs(page) do
     copied = entry[1]
-    redis.call('XADD', KEYS[3], copied, unpack(entry[2]))
+    if #entry[2] <= MOST_VALUES then
+      redis.call('XADD', KEYS[3], copied, unpack(entry[2]))
+    elseif is_dead(copied) then
+      behind = behind + 1
+    else
+      redis.call('DEL', KEYS[3])
+      return -3
+    end
   end
   page = redis.call('XRANGE', KEYS[1], '(' .. copied, last, 'COUNT', 100)
 end
