@@ -75,6 +75,26 @@ async def test_acknowledgements_can_go_in_groups(redis: Redis, redis_url: str):
     assert await redis.xlen(CONTROL) == 0
 
 
+async def test_what_is_acknowledged_at_the_last_moment_is_neither_released_nor_left(
+    redis: Redis, redis_url: str
+):
+    for n in range(300):
+        await send(redis, CONTROL, command(str(n)))
+
+    async with consumer(redis_url) as made, anyio.create_task_group() as tasks:
+
+        async def handler(received: Received) -> None:
+            received.ack_soon()
+            if made.handed_over == 200:
+                tasks.start_soon(made.stop)
+
+        await made.run(handler)
+        taken = made.handed_over
+    assert taken >= 200
+    assert await redis.xlen(CONTROL) == 300 - taken
+    assert await pending(redis, CONTROL, GROUP) == 300 - taken
+
+
 async def test_an_entry_of_a_shared_stream_is_acknowledged_and_stays(redis: Redis, redis_url: str):
     await send(redis, SHARED, command())
     inbox = Inbox(ack=True)

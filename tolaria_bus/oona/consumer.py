@@ -18,9 +18,9 @@ spares a round trip for each; the first crash is therefore counted for nobody, a
 ``max_deliveries`` times at most before it becomes a dead letter (``fatal``). Deaths after the
 handler has returned are the business of whoever took the entry on.
 
-Events: ``release_failed`` (stream, error), ``unfinished`` (stream, entries): a stop didn't wait for
-them any longer; and those of :class:`Attempts`, :class:`Rounds`, :class:`Intake`,
-:class:`InFlight` and :class:`Handover`.
+Events: ``release_failed`` and ``unacknowledged`` (stream, error): at the end the server couldn't be
+told; ``unfinished`` (stream, entries): a stop didn't wait for them any longer; and those of
+:class:`Attempts`, :class:`Rounds`, :class:`Intake`, :class:`InFlight` and :class:`Handover`.
 """
 
 from __future__ import annotations
@@ -230,6 +230,7 @@ class Consumer:
                     while self.in_flight:
                         await self.in_flight.change()
                 await self._give_up_unfinished()
+                await self._send_last_acknowledgements()
                 background.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
@@ -325,6 +326,15 @@ class Consumer:
             await self._try_to_release()
         finally:
             self._released.set()
+
+    async def _send_last_acknowledgements(self) -> None:
+        """What was finished just now isn't to come again at the next start."""
+        try:
+            with anyio.move_on_after(_RELEASE_LIMIT):
+                await self.in_flight.flush()
+        except (RedisError, OSError) as error:
+            detail = {"stream": self._member.stream, "error": reason_of(error)}
+            self._on_event("unacknowledged", detail)
 
     async def _try_to_release(self) -> None:
         try:

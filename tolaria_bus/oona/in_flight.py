@@ -76,14 +76,17 @@ class InFlight:
         return frozenset(self._entries)
 
     def kept(self) -> frozenset[str]:
-        """Of entries that nobody else may have: those in flight, and those that others finish."""
+        """Of entries that nobody else may have.
+
+        Those in flight, those that others finish, those whose acknowledgement is on its way.
+        """
         forgotten = {
             entry_id
             for finished in (self._finished, self._finished_before)
             for entry_id, acknowledged in finished.items()
             if not acknowledged
         }
-        return self.ids() | forgotten
+        return self.ids() | forgotten | self._waiting.keys()
 
     def hold(self, entry_ids: Iterable[str]) -> None:
         """Entries were read."""

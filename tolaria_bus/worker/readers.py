@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer
@@ -86,6 +87,7 @@ async def make_consumers(
                 block=BLOCK,
                 on_event=on_event,
                 server_now=clock.now,
+                sync_clock=partial(clock.sync, acks),
             )
         )
     return consumers
