@@ -189,14 +189,12 @@ class InFlight:
             await known.wait()
         # Also where ``run`` ended while we waited.
         if entry_id in self._waiting:
-            await self._flush()
+            await self.flush()
 
     def acknowledge_soon(self, entry_id: str) -> None:
         """Finish an entry with the next group."""
         self.finish(entry_id, acknowledged=True)
-        self._waiting.setdefault(entry_id)
-        if self._asked is not None:
-            self._asked.set()
+        self._ask(entry_id)
 
     async def run(self) -> None:
         """Send acknowledgements until cancelled."""
@@ -208,7 +206,7 @@ class InFlight:
                     await self._asked.wait()
                     self._asked = None
                 try:
-                    await self._flush()
+                    await self.flush()
                 except (RedisError, OSError) as error:
                     await anyio.sleep(self._attempts.failed(error))
                 else:
@@ -218,10 +216,6 @@ class InFlight:
             for known in self._waiting.values():
                 if known is not None:
                     known.set()
-
-    async def flush(self) -> None:
-        """Send what waits to be acknowledged, once. Raises redis-py's errors, and OSError."""
-        await self._flush()
 
     async def renew(self) -> None:
         """Extend the claims on all entries here. Raises redis-py's errors."""
@@ -245,8 +239,12 @@ class InFlight:
         if self._asked is not None:
             self._asked.set()
 
-    async def _flush(self) -> None:
-        """Send what waits, in groups. What isn't known to have arrived waits on."""
+    async def flush(self) -> None:
+        """Send what waits to be acknowledged, in groups; what isn't known to have arrived waits on.
+
+        Raises:
+            RedisError, OSError: the server wasn't reached, or refused.
+        """
         stream, group, delete = self._member.stream, self._member.group, self._member.delete
         async with self._sending:
             while some := list(islice(self._waiting, _GROUP)):

@@ -19,7 +19,7 @@ BATCH: Final = 256
 """Entries of one read."""
 
 _SWEEP_EVERY: Final = 1.0
-"""Seconds between two looks for what others left; twice as long as half ``min_idle`` at most."""
+"""Seconds between two looks for what others left; half of ``min_idle`` where that is less."""
 
 
 class Rounds:
