@@ -40,6 +40,7 @@ class Boundary:
         outbound: Outbound,
         telemetry: Telemetry,
         validate: Callable[[], Validation | None],
+        accept: Callable[[float | None], bool],
         adapt: Callable[[int], None],
         checkpoint: Callable[[], None],
         wall_ns: Callable[[], int] = time.time_ns,
@@ -53,6 +54,7 @@ class Boundary:
         self._outbound = outbound
         self._telemetry = telemetry
         self._validate = validate
+        self._accept = accept
         self._adapt = adapt
         self._checkpoint = checkpoint
         self._wall_ns = wall_ns
@@ -69,7 +71,8 @@ class Boundary:
         def stamp() -> None:
             stamps.append(time.perf_counter())
 
-        self.validate()
+        if not self._accept(self.validate()):
+            return
         stamp()
         self._outbound.state(self.assemble(epoch, training_loss))
         stamp()
@@ -88,11 +91,17 @@ class Boundary:
             points["tolaria.validation.accuracy"] = (self.validation_accuracy, "1")
         self._telemetry.metrics(points)
 
-    def validate(self) -> None:
-        """Measure the model on the held-out data, unless the run is being stopped."""
+    def validate(self) -> float | None:
+        """Measure the model on the held-out data, unless the run is being stopped.
+
+        Returns:
+            The accuracy, ``None`` where there is none.
+        """
         measured = self._validate()
-        if measured is not None:
-            self.validation_loss, self.validation_accuracy = measured
+        if measured is None:
+            return None
+        self.validation_loss, self.validation_accuracy = measured
+        return measured.accuracy
 
     def assemble(self, epoch: int, training_loss: float) -> SystemStatePacket:
         """The state of the run, as Tamiyo gets it."""

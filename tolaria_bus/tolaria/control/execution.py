@@ -98,9 +98,8 @@ class Execution:
                 details = prepare(command, self._run)()
         except CommandRefused as refusal:
             return self._outcomes.refused(command, refusal)
-        outcome = self._outcomes.applied(command)
+        outcome = self._outcomes.applied(command, details)
         outcome.duration_ms = (time.perf_counter() - started) * 1e3
-        outcome.details.update(details)
         self.applied += 1
         return outcome
 
