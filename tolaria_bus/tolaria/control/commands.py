@@ -184,10 +184,11 @@ def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
     factor = _number("lr_factor", payload.get("lr_factor", 1.0))
     if not 0.0 < factor <= 1.0:
         raise CommandRefused("out_of_range", f"lr_factor = {factor}: must be in (0, 1]")
-    target = run.rollback_target(
-        _whole("target_step", payload.get("target_step")),
-        _whole("target_epoch", payload.get("target_epoch")),
-    )
+    step = _whole("target_step", payload.get("target_step"))
+    epoch = _whole("target_epoch", payload.get("target_epoch"))
+    if step is not None and epoch is not None:
+        raise CommandRefused("bad_payload", "target_step and target_epoch exclude each other")
+    target = run.rollback_target(step, epoch)
     return lambda: run.roll_back(
         target,
         replay_data=data == "replay",
