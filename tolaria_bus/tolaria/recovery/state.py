@@ -22,6 +22,7 @@ from tolaria_bus.tolaria.engine.data import BatchStream
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.step import LossReading, LossWatch
+from tolaria_bus.tolaria.recovery.buffers import TensorBuffers, needed_bytes
 
 
 class StateMismatch(ValueError):
@@ -83,19 +84,46 @@ class TrainingState:
 
 
 def capture(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A private copy of the whole state.
+    """A private copy of the whole state, in memory of its own.
 
     Returns:
         Tensors on the CPU by name (``model.*``, ``optimizer.*``, ``random.*``), and the rest,
         JSON-able.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in _model_tensors(state.model).items():
-        tensors[f"model.{name}"] = _private(tensor)
+    buffers = TensorBuffers()
+    meta = capture_into(state, buffers)
+    return buffers.tensors, meta
+
+
+def capture_into(state: TrainingState, buffers: TensorBuffers) -> dict[str, Any]:
+    """Copy the whole state into memory that is there: this is what a fence pays for a checkpoint.
+
+    Args:
+        state: At a fence.
+        buffers: Nobody else may be using them; ``buffers.tensors`` has the tensors afterwards.
+
+    Returns:
+        The rest, JSON-able.
+
+    Raises:
+        ValueError: A tensor has no plain bytes.
+    """
+    tensors, meta = _survey(state)
+    buffers.fill(tensors)
+    return meta
+
+
+def state_bytes(state: TrainingState) -> int:
+    """The memory that a copy of the state takes."""
+    return needed_bytes(_survey(state)[0])
+
+
+def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors themselves, not copies, and the rest."""
+    tensors = {f"model.{name}": tensor for name, tensor in _model_tensors(state.model).items()}
     optimizer_tensors, optimizer_meta = state.optimizer.export()
-    for name, tensor in optimizer_tensors.items():
-        tensors[f"optimizer.{name}"] = _private(tensor)
-    generators, generator_meta = _capture_generators()
+    tensors.update({f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()})
+    generators, generator_meta = _generators()
     tensors.update(generators)
     meta = {
         "step": state.step,
@@ -135,8 +163,7 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     }
     _check_fit(present, saved)
     with torch.no_grad():
-        for name, tensor in saved.items():
-            present[name].copy_(tensor)
+        torch._foreach_copy_([present[name] for name in saved], list(saved.values()))
     state.optimizer.load(
         {
             name.removeprefix("optimizer."): tensor
@@ -164,11 +191,6 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _private(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().to("cpu", copy=True)
-    return copy.contiguous()
-
-
 def _check_fit(present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     missing = sorted(present.keys() - saved.keys())
     foreign = sorted(saved.keys() - present.keys())
@@ -187,12 +209,12 @@ def _check_fit(present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> No
             )
 
 
-def _capture_generators() -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _generators() -> tuple[dict[str, Tensor], dict[str, Any]]:
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     tensors = {
-        "random.torch": torch.get_rng_state().clone(),
-        "random.numpy": torch.from_numpy(np.asarray(keys, dtype=np.uint32).view(np.int32).copy()),
+        "random.torch": torch.get_rng_state(),
+        "random.numpy": torch.from_numpy(np.asarray(keys, dtype=np.uint32).view(np.int32)),
         "random.python": torch.tensor(words, dtype=torch.int64),
     }
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
