@@ -9,10 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DECIDES_WEIGHTS: Final = (
+    "seed",
+    "epochs",
+    "steps",
+    "device",
+    "threads",
+    "deterministic",
+    "loss_spike_factor",
+    "rollback_lr_factor",
+    "rollback_limit",
+)
+"""Settings that the same weights need the same values of; each start journals them."""
 
 
 class SettingError(ValueError):
@@ -192,6 +205,12 @@ def _one_line(error: ValidationError) -> str:
     about = f" ({field.description})" if field is not None and field.description else ""
     message = first["msg"].removeprefix("Value error, ")
     return f"setting {name}{shown}: {message[0].lower()}{message[1:]}{about}"
+
+
+def deciding(settings: Settings) -> dict[str, str]:
+    """The values of :data:`DECIDES_WEIGHTS` as text; a setting without one is left out."""
+    values = {name: getattr(settings, name) for name in DECIDES_WEIGHTS}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def describe() -> Mapping[str, tuple[Any, str]]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
-from tolaria_bus.settings import Settings
+from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
@@ -179,6 +179,10 @@ class Trainer:
                     lease_token=folder.ledger.starts + 1,
                     resumed_from=self._resumed_from,
                     environment=now,
+                    job_spec=self._job.spec,
+                    job_options=self._job.options,
+                    settings=deciding(self._settings),
+                    weights_sha256="" if found else weights_sha256(state.model),
                 ),
             )
         )
@@ -223,13 +227,14 @@ class Trainer:
         if self._steering.stopping == "finished" and math.isnan(self._boundary.validation_loss):
             self._boundary.validate()  # Restarted at the very end, or --steps ended an epoch early.
         name = self._steering.save_at_end()
+        weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
         self._folder.write(
             JournalRecord(
                 timeline=state.timeline,
                 step=state.step,
                 epoch=state.epoch,
-                stopped=RunStopped(stopped_by=self._steering.stopping),
+                stopped=RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights),
             )
         )
         self._report()
@@ -242,7 +247,7 @@ class Trainer:
             loss=self._boundary.validation_loss,
             accuracy=self._boundary.validation_accuracy,
             training_loss=state.last_loss,
-            weights_sha256=weights_sha256(state.model),
+            weights_sha256=weights,
             stopped_by=self._steering.stopping,
             commands_applied=self._fence.applied,
             resumed_from=self._resumed_from,
