@@ -1,5 +1,6 @@
 """A real server for every test that needs one, started once per session."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 
@@ -8,6 +9,9 @@ from redis.asyncio import Redis
 
 from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.embedded import EmbeddedServer
+
+# A shell's background job begins with Ctrl-C ignored, and so would all processes of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
