@@ -188,6 +188,9 @@ class Trainer:
         )
         if changed:
             self._telemetry.alert("inexact", f"resumed under another environment: {changed}")
+        if state.data.caution:
+            tell = self._telemetry.event if found is None else self._telemetry.alert
+            tell("data_caution", state.data.caution)
         fence = Fence(
             self._steering,
             self.run_id,
