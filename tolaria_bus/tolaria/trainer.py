@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
+from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
@@ -44,6 +45,7 @@ class Trainer:
         folder: Where it lives on disk; opened by the caller, who also closes it.
         mailbox: What comes in.
         outbound: What goes out.
+        signals: Where a supervisor sees steps and phases; nobody looks if not given.
 
     Attributes:
         state: Everything that must survive.
@@ -58,9 +60,11 @@ class Trainer:
         mailbox: Mailbox,
         outbound: Outbound,
         *,
+        signals: Signals | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.run_id = run
+        self._signals = signals or Signals.private()
         self._job = job
         self._settings = settings
         self._folder = folder
@@ -102,8 +106,10 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
+        signals = self._signals
         per_epoch = state.data.steps_per_epoch
         try:
+            signals.begin(state.step)
             fence.finish_contained()
             while True:
                 if mailbox.waiting or state.step >= fence.next_step:
@@ -115,6 +121,7 @@ class Trainer:
                 position = state.data.position
                 loss = self._step(state.data.next(), position, state.timeline)
                 state.step += 1
+                signals.step(state.step)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
                     state.note(reading)
@@ -126,7 +133,8 @@ class Trainer:
                     self._end_epoch(state.epoch)
                 elif self._saving_due():
                     self._steering.save_later()
-            return self._finish(started)
+            with signals.phase(Phase.SAVING):
+                return self._finish(started)
         except Exception as error:
             self._telemetry.alert(
                 "training_failed",
@@ -252,13 +260,13 @@ class Trainer:
             self._boundary.cross(epoch, self.state.end_epoch_loss())
 
     def _validate(self) -> Validation | None:
-        return validate(
-            self.state.model,
-            self._job,
-            self._held_out,
-            self._device,
-            stop=lambda: bool(self._mailbox.stop_reason),
-        )
+        def stop() -> bool:
+            # Asked at every batch: a long validation isn't a training that hangs.
+            self._signals.progress()
+            return bool(self._mailbox.stop_reason)
+
+        with self._signals.phase(Phase.VALIDATING):
+            return validate(self.state.model, self._job, self._held_out, self._device, stop=stop)
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs
