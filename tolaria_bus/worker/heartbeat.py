@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import structlog
 
 from tolaria_bus.oona.events import reason_of
 from tolaria_bus.safety import Signals, WorkerState
@@ -32,20 +31,19 @@ _MODES: Final = {"paused": WorkerState.PAUSED, "halted": WorkerState.HALTED}
 
 @contextmanager
 def heartbeat(folder: Path) -> Iterator[Signals]:
-    """The signals of the worker that holds a run's folder; an error that leaves it is their end."""
+    """The signals of the worker that holds a run's folder; an error that leaves it is their end.
+
+    Raises:
+        OSError: There is no room for them.
+    """
     with ExitStack() as stack:
         _dump_on_signal(stack, folder)
-        try:
-            signals = Signals.create(folder)
-        except OSError as error:
-            # The run is worth more than its being watched.
-            structlog.get_logger().warning("no signals", folder=str(folder), reason=str(error))
-            signals = Signals.private()
+        signals = Signals.create(folder)
         stack.callback(signals.close)
         try:
             yield signals
         except BaseException as error:
-            signals.end(WorkerState.FAILED, reason_of(error))
+            signals.end(WorkerState.FAILED, reason_of(_cause(error)))
             raise
 
 
@@ -63,14 +61,15 @@ async def keep_beating(signals: Signals, trainer: list[Trainer]) -> None:
         await anyio.sleep(BEAT_SECONDS)
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What task groups have wrapped."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        (error,) = error.exceptions
+    return error
+
+
 def _dump_on_signal(stack: ExitStack, folder: Path) -> None:
-    try:
-        # As long as it is registered the descriptor must be the file's.
-        file = stack.enter_context((folder / STACKS).open("ab"))
-    except OSError as error:
-        structlog.get_logger().warning("no stacks", folder=str(folder), reason=str(error))
-        # The signal must not end what it was to show.
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        return
+    # As long as it is registered the descriptor must be the file's.
+    file = stack.enter_context((folder / STACKS).open("ab"))
     faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
     stack.callback(faulthandler.unregister, signal.SIGUSR2)

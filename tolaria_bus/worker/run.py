@@ -20,9 +20,11 @@ import anyio
 import structlog
 from prometheus_client.registry import CollectorRegistry
 
+from tolaria_bus.logs import configure
 from tolaria_bus.oona.connection import check
 from tolaria_bus.oona.embedded import EmbeddedServer
 from tolaria_bus.safety import Signals, WorkerState
+from tolaria_bus.safety.endpoint import Endpoint
 from tolaria_bus.settings import SettingError, Settings
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.engine.job import Job, load_job
@@ -30,10 +32,8 @@ from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.summary import RunSummary
 from tolaria_bus.tolaria.trainer import Trainer
 from tolaria_bus.worker.bus import Bus
-from tolaria_bus.worker.endpoint import Endpoint
 from tolaria_bus.worker.heartbeat import end, heartbeat, keep_beating
 from tolaria_bus.worker.leaving import Deadline, exit_at_once, watch_signals
-from tolaria_bus.worker.logs import configure
 from tolaria_bus.worker.spec import (
     WorkerSpec,
     check_trust,
