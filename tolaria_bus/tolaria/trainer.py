@@ -78,7 +78,14 @@ class Trainer:
         self._step = TrainStep(
             self.state.model, job.loss, self.state.optimizer, self._device, self.state.seed
         )
-        self._steering = Steering(self.state, folder, settings, self._telemetry, job=job.name)
+        self._steering = Steering(
+            self.state,
+            folder,
+            settings,
+            self._telemetry,
+            job=job.name,
+            deadline=self._signals.deadline,
+        )
         self._boundary = Boundary(
             run,
             job.name,
