@@ -146,7 +146,10 @@ class Settings(BaseSettings):
         20.0, ge=0.5, le=86_400.0, description="A worker that gets no further for so long hangs."
     )
     start_seconds: float = Field(
-        600.0, ge=1.0, le=86_400.0, description="Likewise until its first step: it may compile."
+        600.0,
+        ge=1.0,
+        le=86_400.0,
+        description="Likewise until its first step, or for a checkpoint.",
     )
     restart_limit: int = Field(
         5, ge=0, le=1_000_000, description="Restarts in a row that get a run no further."

@@ -119,6 +119,14 @@ def test_a_long_validation_is_not_slow_but_one_that_gets_no_further_hangs() -> N
     assert scene.passes(2) is Health.HUNG
 
 
+def test_a_checkpoint_may_take_as_long_as_a_start() -> None:
+    scene = Scene(hang=10, start=100)
+    scene.passes(5, step=0.1)
+    scene.is_now(phase=Phase.SAVING)
+    assert scene.passes(99) is Health.WORKING
+    assert scene.passes(2) is Health.HUNG
+
+
 def test_a_machine_that_slept_hangs_nobody() -> None:
     scene = Scene()
     scene.passes(5, step=0.1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
 from tolaria_bus.safety import Phase, Signals
@@ -85,6 +86,7 @@ class Trainer:
             self._telemetry,
             job=job.name,
             deadline=self._signals.deadline,
+            saving=partial(self._signals.phase, Phase.SAVING),
         )
         self._boundary = Boundary(
             run,
@@ -150,8 +152,7 @@ class Trainer:
                     steering.take_snapshot()
                 if self._saving_due() and not state.epoch_ends:
                     steering.save_later()
-            with signals.phase(Phase.SAVING):
-                return self._finish(started)
+            return self._finish(started)
         except Exception as error:
             self._telemetry.alert(
                 "training_failed",

@@ -2,8 +2,9 @@
 
 A worker hangs when its training thread or its event loop gets no further for longer than the limit.
 While it is paused or halted its training thread owes nothing, its event loop does. Until the first
-step of a process (which loads, builds, restores, compiles) the limit is another one. A run whose
-steps are long by nature has a longer one: ten times what its steps take.
+step of a process (which loads, builds, restores, compiles), and while it waits for a checkpoint to
+be on disk, the limit is another one. A run whose steps are long by nature has a longer one: ten
+times what its steps take.
 
 Only time in which we looked counts. Whoever was asleep itself, with its machine or by a signal,
 has no right to call others slow: a gap between two looks counts as little as an ordinary one.
@@ -119,6 +120,8 @@ class Judge:
         """Seconds after which the worker counts as hanging, as it is now."""
         last = self._last
         if last is None or last.state is WorkerState.STARTING or not last.made_a_step:
+            return max(self._start, self._hang)
+        if last.phase in (Phase.LOADING, Phase.SAVING):
             return max(self._start, self._hang)
         return max(self._hang, _USUAL * self.step_seconds)
 
