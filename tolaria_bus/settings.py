@@ -154,6 +154,29 @@ class Settings(BaseSettings):
         description="What an epoch's end may cost, in ms, validation and checkpoint apart.",
     )
 
+    # Being watched
+    hang_seconds: float = Field(
+        20.0, ge=0.5, le=86_400.0, description="A worker that gets no further for so long hangs."
+    )
+    start_seconds: float = Field(
+        600.0,
+        ge=1.0,
+        le=86_400.0,
+        description="Likewise until its first step, or for a checkpoint.",
+    )
+    restart_limit: int = Field(
+        5, ge=0, le=1_000_000, description="Restarts in a row that get a run no further."
+    )
+    restart_seconds: float = Field(
+        1.0, ge=0.0, le=60.0, description="Before the first; each next one waits twice as long."
+    )
+    memory_alert: float = Field(
+        0.9, gt=0.0, lt=1.0, description="Share of memory used, a GPU's too, that raises an alert."
+    )
+    disk_alert: float = Field(
+        0.9, gt=0.0, lt=1.0, description="Share of the run folder's disk used that raises one."
+    )
+
     # What is published, and when
     telemetry_seconds: float = Field(0.25, ge=0.0, le=3600.0, description="Between step metrics.")
     drain_seconds: float = Field(

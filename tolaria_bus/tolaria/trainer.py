@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
+from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
@@ -44,6 +46,7 @@ class Trainer:
         folder: Where it lives on disk; opened by the caller, who also closes it.
         mailbox: What comes in.
         outbound: What goes out.
+        signals: Where a supervisor sees steps and phases; nobody looks if not given.
 
     Attributes:
         state: Everything that must survive.
@@ -58,9 +61,11 @@ class Trainer:
         mailbox: Mailbox,
         outbound: Outbound,
         *,
+        signals: Signals | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.run_id = run
+        self._signals = signals or Signals.private()
         self._job = job
         self._settings = settings
         self._folder = folder
@@ -74,7 +79,15 @@ class Trainer:
         self._step = TrainStep(
             self.state.model, job.loss, self.state.optimizer, self._device, self.state.seed
         )
-        self._steering = Steering(self.state, folder, settings, self._telemetry, job=job.name)
+        self._steering = Steering(
+            self.state,
+            folder,
+            settings,
+            self._telemetry,
+            job=job.name,
+            deadline=self._signals.deadline,
+            saving=partial(self._signals.phase, Phase.SAVING),
+        )
         self._boundary = Boundary(
             run,
             job.name,
@@ -105,8 +118,10 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
+        signals = self._signals
         steering, cadence = self._steering, self._steering.cadence
         try:
+            signals.begin(state.step)
             fence.finish_contained()
             steering.finish_cuts()
             while True:
@@ -124,6 +139,7 @@ class Trainer:
                 position = state.data.position
                 loss = self._step(state.data.next(), position, state.timeline)
                 state.step += 1
+                signals.step(state.step)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
                     if reading.verdict is not Verdict.OK:
@@ -275,13 +291,13 @@ class Trainer:
         return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
-        return validate(
-            self.state.model,
-            self._job,
-            self._held_out,
-            self._device,
-            stop=lambda: bool(self._mailbox.stop_reason),
-        )
+        def stop() -> bool:
+            # Asked at every batch: a long validation isn't a training that hangs.
+            self._signals.progress()
+            return bool(self._mailbox.stop_reason)
+
+        with self._signals.phase(Phase.VALIDATING):
+            return validate(self.state.model, self._job, self._held_out, self._device, stop=stop)
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs

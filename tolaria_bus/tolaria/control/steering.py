@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
@@ -89,6 +90,7 @@ class Steering:
         *,
         job: str,
         deadline: Deadlines = _no_deadline,
+        saving: Callable[[], AbstractContextManager[None]] = nullcontext,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.state = state
@@ -119,6 +121,7 @@ class Steering:
             job=job,
             on_saved=self._saved,
             on_failed=self._not_saved,
+            waiting=saving,
         )
         self._deadline = deadline
         self._wall_ns = wall_ns
