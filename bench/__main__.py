@@ -15,7 +15,7 @@ from bench.theirs import ENVIRONMENT
 
 SUBJECTS = (
     "envelope", "capture", "publish", "single", "consume", "burst", "emergency", "hostile",
-    "overhead", "rivals",
+    "rebuild", "overhead", "rivals",
 )  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first.
 

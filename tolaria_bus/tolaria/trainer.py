@@ -281,7 +281,7 @@ class Trainer:
     def _report(self) -> None:
         state = self.state
         self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
-        figures = state.learning_rate.figures(state.step)
+        figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
         self._speed = self._telemetry.step_metrics(state.last_loss, figures)
 
     @property
