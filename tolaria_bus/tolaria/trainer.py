@@ -83,7 +83,9 @@ class Trainer:
             outbound=outbound,
             telemetry=self._telemetry,
             validate=self._validate,
-            adapt=lambda epoch: self._fence.open(epoch_ended=epoch),
+            adapt=self._adapt,
+            check=self._steering.check_parts,
+            judge=self._steering.guards.judge_boundary,
             checkpoint=self._save_at_epoch,
             wall_ns=wall_ns,
         )
@@ -250,6 +252,11 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
             self._boundary.cross(epoch, self.state.end_epoch_loss())
+
+    def _adapt(self, epoch: int) -> float:
+        apart = self._fence.apart_seconds
+        self._fence.open(epoch_ended=epoch)
+        return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
         return validate(

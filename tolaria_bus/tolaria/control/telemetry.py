@@ -103,6 +103,30 @@ class Telemetry:
             _add(packet, name, value, unit)
         self._outbound.telemetry(packet, priority)
 
+    def spans(self, name: str, began_ns: int, took_ms: Mapping[str, float]) -> None:
+        """Publish phases that came one after the other, as spans of one parent.
+
+        Args:
+            name: Of the parent.
+            began_ns: Wall clock at its start.
+            took_ms: Phase → milliseconds, in order.
+        """
+        packet = self.packet()
+        total_ns = int(sum(took_ms.values()) * 1e6)
+        parent = packet.spans.add(span_id=packet.packet_id, name=name)
+        parent.start_time.FromNanoseconds(began_ns)
+        parent.end_time.FromNanoseconds(began_ns + total_ns)
+        for phase, milliseconds in took_ms.items():
+            span = packet.spans.add(
+                span_id=f"{packet.packet_id}.{phase}",
+                parent_span_id=packet.packet_id,
+                name=f"{name}.{phase}",
+            )
+            span.start_time.FromNanoseconds(began_ns)
+            began_ns += int(milliseconds * 1e6)
+            span.end_time.FromNanoseconds(began_ns)
+        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_LOW)
+
     def event(self, name: str, description: str, **attributes: object) -> None:
         """Publish something that happened, for the record: INFO, priority NORMAL."""
         self._event(
