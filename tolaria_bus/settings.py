@@ -115,6 +115,14 @@ class Settings(BaseSettings):
         False, description="Resume under another torch, device or thread count."
     )
 
+    # The engine
+    new_parameter_warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        le=2**53,
+        description="New parameters' rate grows from 10 % over so many steps; default: 10 epochs.",
+    )
+
     # Recovery
     checkpoint_every_epochs: int = Field(1, ge=1, le=1_000_000)
     checkpoint_every_steps: int | None = Field(None, ge=1, le=2**53)

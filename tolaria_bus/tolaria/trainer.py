@@ -318,9 +318,10 @@ class Trainer:
             )
 
     def _report(self) -> None:
-        rates = self.state.learning_rate.rates()
-        self._rate = next(iter(rates.values()), 0.0)
-        self._speed = self._telemetry.step_metrics(self.state.last_loss, rates)
+        state = self.state
+        self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
+        figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
+        self._speed = self._telemetry.step_metrics(state.last_loss, figures)
 
     @property
     def progress(self) -> Progress:
