@@ -38,6 +38,7 @@ class Boundary:
         outbound: Gets the state packet.
         telemetry: Gets the timings.
         validate: Measures the model; ``None`` where the run is being stopped.
+        accept: Told the accuracy; False where the run was sent back for it.
         adapt: Opens the epoch fence; returns seconds that commands' own work and holds took.
         check: Raises where the run's parts have come apart.
         judge: Gets what each phase took, in milliseconds.
@@ -59,6 +60,7 @@ class Boundary:
         outbound: Outbound,
         telemetry: Telemetry,
         validate: Callable[[], Validation | None],
+        accept: Callable[[float | None], bool],
         adapt: Callable[[int], float],
         check: Callable[[], None],
         judge: Callable[[Mapping[str, float]], None],
@@ -74,6 +76,7 @@ class Boundary:
         self._outbound = outbound
         self._telemetry = telemetry
         self._validate = validate
+        self._accept = accept
         self._adapt = adapt
         self._check = check
         self._judge = judge
@@ -94,7 +97,8 @@ class Boundary:
         def stamp() -> None:
             stamps.append(time.perf_counter())
 
-        self.validate()
+        if not self._accept(self.validate()):
+            return
         stamp()
         self._outbound.state(self.assemble(epoch, training_loss))
         stamp()
@@ -114,7 +118,7 @@ class Boundary:
                 strict=True,
             )
         )
-        self._telemetry.spans("boundary", began_ns, took_ms)
+        self._telemetry.spans("tolaria.boundary", _marks(began_ns, took_ms))
         self._judge(took_ms)
         points = self._percentiles(took_ms)
         points["tolaria.training.epoch_loss"] = (training_loss, "")
@@ -134,11 +138,17 @@ class Boundary:
                 )
         return points
 
-    def validate(self) -> None:
-        """Measure the model on the held-out data, unless the run is being stopped."""
+    def validate(self) -> float | None:
+        """Measure the model on the held-out data, unless the run is being stopped.
+
+        Returns:
+            The accuracy, ``None`` where there is none.
+        """
         measured = self._validate()
-        if measured is not None:
-            self.validation_loss, self.validation_accuracy = measured
+        if measured is None:
+            return None
+        self.validation_loss, self.validation_accuracy = measured
+        return measured.accuracy
 
     def assemble(self, epoch: int, training_loss: float) -> SystemStatePacket:
         """The state of the run, as Tamiyo gets it."""
@@ -165,6 +175,12 @@ class Boundary:
             packet.training_metrics[f"learning_rate.{group}"] = rate
         packet.training_metrics["loss.running_mean"] = state.watch.mean
         return packet
+
+
+def _marks(began_ns: int, took_ms: Mapping[str, float]) -> list[tuple[str, int]]:
+    """Phase and its start, in nanoseconds of the wall clock; at last the end."""
+    ends = itertools.accumulate((int(took * 1e6) for took in took_ms.values()), initial=began_ns)
+    return list(zip((*took_ms, ""), ends, strict=True))
 
 
 def hardware(device: torch.device) -> HardwareContext:

@@ -115,12 +115,11 @@ class Execution:
                 details = prepare(command, self._run)()
         except CommandRefused as refusal:
             return self._outcomes.refused(command, refusal)
-        outcome = self._outcomes.applied(command)
+        outcome = self._outcomes.applied(command, details)
         seconds = time.perf_counter() - started
         outcome.duration_ms = seconds * 1e3
         if command.command_type in WORK:
             self.work_seconds += seconds
-        outcome.details.update(details)
         self.applied += 1
         return outcome
 
