@@ -81,7 +81,8 @@ def test_a_command_that_ends_its_process_three_times_is_given_up(make_run) -> No
     assert not gave_up.entry_gone
     assert redelivered is not None
     assert redelivered.group == "tolaria"
-    assert "command_given_up" in run.events()
+    alerts = [event.event_id for packet in run.outbound.alerts() for event in packet.events]
+    assert "command_given_up" in alerts
 
 
 def test_one_that_was_put_off_has_no_entry_any_more(make_run) -> None:
