@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -159,7 +160,10 @@ def _round(
                 short_name(CommandStatus, outcome.status)
                 for outcome in tortured.operator.outcomes()
             )
-            round_.complaints = complaints(tortured, whole)
+            round_.complaints = [
+                *complaints(tortured, whole),
+                *_other_when_repeated(tortured, nursery),
+            ]
     except Failed as error:
         round_.complaints = [str(error)]
     round_.seconds = time.monotonic() - began
@@ -168,3 +172,21 @@ def _round(
     else:
         shutil.rmtree(folder)
     return round_
+
+
+def _other_when_repeated(tortured: Finished, nursery: Nursery) -> list[str]:
+    """Do the run again from its journal: it must come to the same bits."""
+    run = tortured.run
+    log = run.home / "replay.log"
+    words = run.replay_words()
+    started = nursery.start(
+        words, cwd=run.home, log=log, environment=run.environment, said=run.home / "unused.txt"
+    )
+    code = nursery.reap(started)
+    if code:
+        return [f"its replay ended with {code}: {log.read_text().strip()[-300:]}"]
+    repeated = json.loads((run.home / "replayed.json").read_text())
+    expected = tortured.summary["weights_sha256"]
+    if not repeated["same_bits"] or repeated["weights_sha256"] != expected:
+        return [f"its replay ended with {repeated['weights_sha256']}, the run with {expected}"]
+    return []

@@ -100,7 +100,13 @@ class Run:
 
     def words(self) -> list[str]:
         """Its command line."""
-        settings = ("threads=1", "lease_seconds=2", f"checkpoint_every_steps={SAVED_EVERY}")
+        settings = (
+            "threads=1",
+            "lease_seconds=2",
+            f"checkpoint_every_steps={SAVED_EVERY}",
+            # No guard of times may fire: what it decides would be this run's alone.
+            "boundary_ms=10000",
+        )
         words = ["worker", f"infra.torture.jobs:{self.job}", "--run", self.name]
         words += ["--run-dir", str(self.folder), "--redis", self.url]
         words += ["--steps", str(self.steps), "--seed", str(self.seed)]
@@ -112,6 +118,11 @@ class Run:
         """What the newest life that came to an end by itself wrote."""
         found: dict[str, Any] = json.loads((self.home / "summary.json").read_text())
         return found
+
+    def replay_words(self) -> list[str]:
+        """The command line that does it again from its journal."""
+        words = ["run", f"infra.torture.jobs:{self.job}", "--replay", str(self.folder)]
+        return [*words, "--summary", str(self.home / "replayed.json")]
 
     def ledger(self) -> CommandLedger:
         """What its journal says of its commands."""
@@ -215,6 +226,7 @@ class Lives:
     def _kill(self, worker: Worker, place: str) -> None:
         chance = self._chance
         if chance.random() < 0.08:
+            worker.without_server = True
             self._server.kill()
             self._server_down = True
             self.tally.disturbances["server killed with the worker"] += 1

@@ -109,11 +109,7 @@ class _Writer:
         steps = sorted(self.chance.sample(range(low, high - 6), self.chance.randint(4, 7)))
         orders = [self._later(step) for step in steps]
         if number == 1:
-            # A state between the rate and the loss that shows it is bad, and mustn't be saved.
-            step = steps[-1] + 1
-            while any((step + more) % SAVED_EVERY == 0 for more in range(4)):
-                step -= 1
-            orders.append(self._make("spike", "LEARNING_RATE", step, rate(SPIKE)))
+            orders.append(self._make("spike", "LEARNING_RATE", steps[-1] + 1, rate(SPIKE)))
         if number == self.trapped_in:
             orders.append(self._trap(self.chance.choice([None, steps[-1] + 2])))
         if number == 2:

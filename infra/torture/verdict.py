@@ -16,6 +16,8 @@ from tolaria_bus.leyline import (
     BusMessageType,
     CommandOutcome,
     CommandStatus,
+    EmergencyLevel,
+    EmergencySignal,
     TelemetryPacket,
 )
 from tolaria_bus.leyline.codec import short_name
@@ -53,6 +55,7 @@ def complaints(tortured: Finished, whole: Finished) -> list[str]:
         *_repeated_outcomes(tortured),
         *_left_entries(tortured),
         *_lost_alerts(tortured),
+        *_other_signals(tortured, whole),
         *_wrong_journal(tortured),
         *_bad_files(tortured),
     ]
@@ -130,9 +133,30 @@ def _lost_alerts(tortured: Finished) -> Iterator[str]:
     for record in read_records(tortured.run.folder):
         if record.HasField("cut") and record.cut.cause != "command":
             names[f"loss_{record.cut.cause}"] -= 1
+    names["command_given_up"] -= tortured.operator.sent["trap"]
     for name, left in names.items():
         if left < 0:
-            yield f"{-left} rollbacks of the run's own have no alert {name}"
+            yield f"{-left} alerts {name} are missing, by what the journal says"
+
+
+def _other_signals(tortured: Finished, whole: Finished) -> Iterator[str]:
+    found, expected = _signals(tortured), _signals(whole)
+    for told, count in (expected - found).items():
+        yield f"a signal was sent {count} times too seldom: {told}"
+    for told, count in (found - expected).items():
+        yield f"a signal was sent {count} times too often: {told}"
+
+
+def _signals(finished: Finished) -> Counter[str]:
+    """The emergency signals of a run's own."""
+    found: Counter[str] = Counter()
+    for fields in _fields(finished, STREAMS.emergency):
+        envelope = _envelope(fields)
+        if envelope.message_type == BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL:
+            signal = EmergencySignal.FromString(envelope.payload)
+            if signal.run_id == finished.run.name:
+                found[f"{short_name(EmergencyLevel, signal.level)}: {signal.reason}"] += 1
+    return found
 
 
 def _said(run: Run) -> list[str]:
