@@ -331,3 +331,11 @@ def go_on(name: str) -> Order:
         version=1, command_id=name, command_type=CommandType.COMMAND_RESUME, issued_by="torture"
     )
     return Order("resume", command)
+
+
+def stop(name: str) -> Order:
+    """A STOP that takes effect when it is read."""
+    command = AdaptationCommand(
+        version=1, command_id=name, command_type=CommandType.COMMAND_STOP, issued_by="torture"
+    )
+    return Order("stop", command)

@@ -26,11 +26,19 @@ from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointCorrupt, CheckpointStore
 from tolaria_bus.tolaria.recovery.journal import read_records
+from tolaria_bus.tolaria.recovery.ledger import ID_CONFLICT
 
 SAME = ("weights_sha256", "steps", "epochs", "timeline", "loss", "accuracy")
 """Of two summaries of the same script."""
 STREAMS = Streams()
 DEFERRED = CommandStatus.COMMAND_STATUS_DEFERRED
+FINAL = frozenset(
+    {
+        CommandStatus.COMMAND_STATUS_APPLIED,
+        CommandStatus.COMMAND_STATUS_REJECTED,
+        CommandStatus.COMMAND_STATUS_EXPIRED,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -42,23 +50,47 @@ class Finished:
     summary: dict[str, Any]
 
 
-def complaints(tortured: Finished, whole: Finished) -> list[str]:
+def complaints(tortured: Finished, whole: Finished | None) -> list[str]:
     """What is wrong, a line each; none if everything is as it must be.
 
     Args:
         tortured: The run that was killed.
-        whole: One with the same script that was not.
+        whole: One with the same script that was not; ``None`` if it was steered freely, so that no
+            other run has to come to the same.
     """
     return [
-        *_other_ends(tortured, whole),
-        *_other_outcomes(tortured, whole),
+        *([] if whole is None else _differences(tortured, whole)),
+        *_unanswered(tortured),
         *_repeated_outcomes(tortured),
         *_left_entries(tortured),
         *_lost_alerts(tortured),
-        *_other_signals(tortured, whole),
         *_wrong_journal(tortured),
         *_bad_files(tortured),
     ]
+
+
+def _differences(tortured: Finished, whole: Finished) -> Iterator[str]:
+    yield from _other_ends(tortured, whole)
+    yield from _other_outcomes(tortured, whole)
+    yield from _other_signals(tortured, whole)
+
+
+def _unanswered(tortured: Finished) -> Iterator[str]:
+    """Each command has one answer that counts; further entries with its id have one each."""
+    answers: Counter[str] = Counter()
+    repetitions: Counter[str] = Counter()
+    for outcome in tortured.operator.outcomes():
+        if outcome.code in {"duplicate", ID_CONFLICT}:
+            repetitions[outcome.command_id] += 1
+        elif outcome.status in FINAL:
+            answers[outcome.command_id] += 1
+    ledger = tortured.run.ledger()
+    for command_id, entries in tortured.operator.entries_sent.items():
+        expected = 1 if ledger.waiting(command_id) is None else 0
+        if answers[command_id] != expected:
+            yield f"{command_id} was answered {answers[command_id]} times for good"
+        if repetitions[command_id] != entries - 1:
+            yield f"{command_id} was sent {entries} times, {repetitions[command_id]} found repeated"
 
 
 def _other_ends(tortured: Finished, whole: Finished) -> Iterator[str]:
