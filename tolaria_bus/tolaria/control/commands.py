@@ -9,74 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from tolaria_bus.kasmina.garden import SeedRefused
 from tolaria_bus.leyline import (
     AdaptationCommand,
     CommandType,
-    Decision,
     EmergencyLevel,
-    SeedOperation,
-    TimelineCut,
 )
-from tolaria_bus.leyline.codec import hyperparameters, short_name
+from tolaria_bus.leyline.codec import short_name
+from tolaria_bus.tolaria.control.breaker_commands import judge_breaker
 from tolaria_bus.tolaria.control.mode import held, mode_name
-from tolaria_bus.tolaria.engine.learning_rate import LearningRateRefused
-from tolaria_bus.tolaria.engine.optimizer import OptimizerRefused
+from tolaria_bus.tolaria.control.optimizer_commands import judge_optimizer, rate_effect
+from tolaria_bus.tolaria.control.seed_commands import judge_seed
+from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
-from tolaria_bus.tolaria.recovery.state import TrainingState
 
-Details = dict[str, Any]
-Effect = Callable[[], Details]
-
-
-class CommandRefused(ValueError):
-    """A command can't be applied. The run is unchanged.
-
-    Attributes:
-        code: One word for programs.
-    """
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-class Steerable(Protocol):
-    """What commands act upon: the trainer, as far as they need it."""
-
-    state: TrainingState
-    stopping: str
-
-    def save_checkpoint(self, *, label: str = "", pin: bool = False) -> str:
-        """Make the present state durable, wait for it, return its name.
-
-        Raises:
-            CheckpointFailed: It could not be written.
-        """
-
-    def rollback_target(self, target_step: int | None, target_epoch: int | None) -> str:
-        """The name of the checkpoint that a rollback would go to, or :class:`CommandRefused`."""
-
-    def roll_back(
-        self, checkpoint: str, *, replay_data: bool, lr_factor: float, cause: str, command_id: str
-    ) -> Details:
-        """Go back to a checkpoint on a new timeline."""
-
-    def stop(self, reason: str) -> None:
-        """End the run at this fence."""
-
-    def apply_cut(self, cut: TimelineCut, timeline: int) -> None:
-        """Apply a journaled rollback to the restored checkpoint that it went to."""
-
-    def apply_decision(self, decision: Decision) -> None:
-        """Apply a journaled choice of the trainer's own."""
-
-    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
-        """Broadcast an emergency signal."""
+__all__ = ["CommandRefused", "Details", "Effect", "Steerable", "prepare"]
 
 
 def prepare(command: AdaptationCommand, run: Steerable) -> Effect:
@@ -159,65 +109,13 @@ def _learning_rate(command: AdaptationCommand, run: Steerable) -> Effect:
         raise CommandRefused(
             "bad_payload", "learning_rate: exactly one of learning_rate and factor must be given"
         )
-    return _rate_effect(
+    return rate_effect(
         run,
         rate=wanted.learning_rate if wanted.HasField("learning_rate") else None,
         factor=wanted.factor if wanted.HasField("factor") else None,
         warmup_steps=wanted.warmup_steps,
         group=wanted.group or None,
     )
-
-
-def _rate_effect(
-    run: Steerable,
-    *,
-    rate: float | None,
-    factor: float | None,
-    warmup_steps: int,
-    group: str | None,
-) -> Effect:
-    controller = run.state.learning_rate
-    try:
-        change = controller.plan(rate=rate, factor=factor, warmup_steps=warmup_steps, group=group)
-    except LearningRateRefused as error:
-        raise CommandRefused("out_of_range", str(error)) from error
-
-    def effect() -> Details:
-        before = dict(controller.rates())
-        controller.commit(change, run.state.step)
-        return {"before": before, "after": dict(controller.rates())}
-
-    return effect
-
-
-def _optimizer(command: AdaptationCommand, run: Steerable) -> Effect:
-    wanted = command.optimizer_adjustment
-    values = hyperparameters(wanted.hyperparameters, wanted.values)
-    manager = run.state.optimizer
-    if wanted.optimizer_id and wanted.optimizer_id.lower() != manager.name.lower():
-        raise CommandRefused(
-            "unsupported", f"optimizer_id {wanted.optimizer_id!r}: the run uses {manager.name}"
-        )
-    if not values:
-        raise CommandRefused("bad_payload", "hyperparameters: none given")
-    rate = values.pop("lr", None)
-    change_rate: Effect = dict
-    if rate is not None:
-        change_rate = _rate_effect(
-            run, rate=_number("lr", rate), factor=None, warmup_steps=0, group=None
-        )
-    try:
-        manager.check_hyperparameters(values)
-    except OptimizerRefused as error:
-        raise CommandRefused("out_of_range", str(error)) from error
-
-    def effect() -> Details:
-        details = change_rate()
-        if values:
-            manager.set_hyperparameters(values)
-        return {**details, "hyperparameters": values}
-
-    return effect
 
 
 def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
@@ -233,10 +131,11 @@ def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
     factor = _number("lr_factor", payload.get("lr_factor", 1.0))
     if not 0.0 < factor <= 1.0:
         raise CommandRefused("out_of_range", f"lr_factor = {factor}: must be in (0, 1]")
-    target = run.rollback_target(
-        _whole("target_step", payload.get("target_step")),
-        _whole("target_epoch", payload.get("target_epoch")),
-    )
+    step = _whole("target_step", payload.get("target_step"))
+    epoch = _whole("target_epoch", payload.get("target_epoch"))
+    if step is not None and epoch is not None:
+        raise CommandRefused("bad_payload", "target_step and target_epoch exclude each other")
+    target = run.rollback_target(step, epoch)
     return lambda: run.roll_back(
         target,
         replay_data=data == "replay",
@@ -244,53 +143,6 @@ def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
         cause="command",
         command_id=command.command_id,
     )
-
-
-def _seed(command: AdaptationCommand, run: Steerable) -> Effect:
-    wanted = command.seed_operation
-    parameters = hyperparameters(wanted.parameters, wanted.values)
-    state = run.state
-    structural = wanted.operation == SeedOperation.SEED_OP_GERMINATE
-    if structural and state.mode.conservative:
-        raise CommandRefused(
-            "conservative",
-            "seed operation GERMINATE: refused in conservative mode (send mode normal)",
-        )
-    try:
-        if wanted.operation == SeedOperation.SEED_OP_GERMINATE:
-            seed_id = command.target_seed_id or command.command_id
-            plan = state.kasmina.plan_germinate(
-                seed_id, wanted.blueprint_id, slot=wanted.slot, parameters=parameters
-            )
-        elif wanted.operation == SeedOperation.SEED_OP_CULL:
-            seed_id = command.target_seed_id
-            state.kasmina.check(seed_id, wanted.operation)
-            plan = None
-        else:
-            state.kasmina.check(command.target_seed_id, wanted.operation)
-            raise CommandRefused("unsupported_operation", "seed operation: not available")
-    except SeedRefused as error:
-        raise CommandRefused(error.code, str(error)) from error
-
-    def germinate() -> Details:
-        assert plan is not None
-        grown = state.kasmina.germinate(plan, seed=state.seed, step=state.step, epoch=state.epoch)
-        state.optimizer.add_parameters(f"seed:{seed_id}", grown.parameters)
-        state.learning_rate.adopt(f"seed:{seed_id}", state.step)
-        return {
-            "seed_id": seed_id,
-            "slot": grown.slot,
-            "blueprint": grown.blueprint_id,
-            "parameters": sum(parameter.numel() for parameter in grown.parameters.values()),
-        }
-
-    def cull() -> Details:
-        state.optimizer.remove_group(f"seed:{seed_id}")
-        state.learning_rate.release(f"seed:{seed_id}")
-        removed = state.kasmina.cull(seed_id)
-        return {"seed_id": seed_id, "parameters_removed": len(removed)}
-
-    return germinate if structural else cull
 
 
 def _emergency(command: AdaptationCommand, run: Steerable) -> Effect:
@@ -348,9 +200,9 @@ def _whole(field: str, value: object) -> int | None:
 
 
 _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
-    CommandType.COMMAND_SEED: _seed,
+    CommandType.COMMAND_SEED: judge_seed,
     CommandType.COMMAND_ROLLBACK: _rollback,
-    CommandType.COMMAND_OPTIMIZER: _optimizer,
+    CommandType.COMMAND_OPTIMIZER: judge_optimizer,
     CommandType.COMMAND_PAUSE: _pause,
     CommandType.COMMAND_EMERGENCY: _emergency,
     CommandType.COMMAND_RESUME: _resume,
@@ -359,6 +211,7 @@ _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
     CommandType.COMMAND_LEARNING_RATE: _learning_rate,
     CommandType.COMMAND_CONTINUE: _continue,
     CommandType.COMMAND_MODE: _mode,
+    CommandType.COMMAND_CIRCUIT_BREAKER: judge_breaker,
 }
 
 # Name of the payload, and whether the command means nothing without it.
@@ -368,6 +221,7 @@ _PAYLOADS: dict[int, tuple[str, bool]] = {
     CommandType.COMMAND_LEARNING_RATE: ("learning_rate", True),
     CommandType.COMMAND_EMERGENCY: ("emergency", True),
     CommandType.COMMAND_MODE: ("mode", True),
+    CommandType.COMMAND_CIRCUIT_BREAKER: ("circuit_breaker", True),
     CommandType.COMMAND_CHECKPOINT: ("checkpoint", False),
     CommandType.COMMAND_ROLLBACK: ("rollback_payload", False),
 }

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor
 
 from tolaria_bus.leyline import CheckpointSaved, JournalRecord
 from tolaria_bus.tolaria.recovery.checkpoints import (
@@ -25,6 +29,7 @@ class Saving:
         job: The job's name, kept with each checkpoint.
         on_saved: Told the name of a checkpoint that is durable.
         on_failed: Told the name of one that could not be written, and why.
+        waiting: Entered while the training thread waits for the disk.
     """
 
     def __init__(
@@ -35,12 +40,14 @@ class Saving:
         job: str,
         on_saved: Callable[[str], None],
         on_failed: Callable[[str, str], None],
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._state = state
         self._folder = folder
         self._job = job
         self._on_saved = on_saved
         self._on_failed = on_failed
+        self._waiting = waiting
         self._writer = CheckpointWriter(folder.checkpoints)
         self._pending: list[tuple[str, Future[str]]] = []
         self._last = ""
@@ -78,9 +85,41 @@ class Saving:
         meta.update(sequence=sequence, job=self._job, label=label, epoch=state.epoch)
         self._pending.append((name, self._writer.submit(name, tensors, meta, pin=pin)))
 
+    def store(
+        self,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        sequence: int,
+        *,
+        label: str = "",
+        pin: bool = False,
+    ) -> str:
+        """Save another state than the present one, as :meth:`now` does.
+
+        Args:
+            tensors: Nobody may change them meanwhile.
+            meta: The rest of that state.
+            sequence: The last journal record that it contains.
+            label: For people.
+            pin: Retention keeps it.
+
+        Raises:
+            CheckpointFailed: It could not be written.
+        """
+        self.wait()
+        name = checkpoint_name(meta["step"], meta["timeline"], sequence)
+        epoch = meta["data_position"] // self._state.data.steps_per_epoch
+        about = {**meta, "sequence": sequence, "job": self._job, "label": label, "epoch": epoch}
+        self._pending.append((name, self._writer.submit(name, tensors, about, pin=pin)))
+        self.wait()
+        if not self._folder.checkpoints.has(name):
+            raise CheckpointFailed(f"checkpoint {name} could not be written")
+        return name
+
     def wait(self) -> None:
         """Until everything that was submitted is on disk, or has failed with an alert."""
-        self._settle(block=True)
+        with self._waiting():
+            self._settle(block=True)
 
     def close(self, timeout: float) -> None:
         """Finish what was begun, within ``timeout`` seconds."""

@@ -1,0 +1,76 @@
+"""What commands act upon, what their effects are, and how they are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.tolaria.recovery.restore_points import Target
+from tolaria_bus.tolaria.recovery.state import TrainingState
+
+Details = dict[str, Any]
+Effect = Callable[[], Details]
+
+
+class CommandRefused(ValueError):
+    """A command can't be applied. The run is unchanged.
+
+    Attributes:
+        code: One word for programs.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Steerable(Protocol):
+    """What commands act upon: the trainer, as far as they need it."""
+
+    state: TrainingState
+    stopping: str
+
+    def admit(self, command: AdaptationCommand) -> None:
+        """Refuse a new command whose breaker is open.
+
+        Raises:
+            CommandRefused: ``breaker_open``.
+        """
+
+    def tried(self, command: AdaptationCommand, *, failure: str) -> None:
+        """Tell the breakers how a command went: why it failed, empty if it was applied."""
+
+    def save_checkpoint(self, *, label: str = "", pin: bool = False) -> str:
+        """Make the present state durable, wait for it, return its name.
+
+        Raises:
+            CheckpointFailed: It could not be written.
+        """
+
+    def rollback_target(self, target_step: int | None, target_epoch: int | None) -> Target:
+        """The state that a rollback would go to, or :class:`CommandRefused`."""
+
+    def roll_back(
+        self, target: Target, *, replay_data: bool, lr_factor: float, cause: str, command_id: str
+    ) -> Details:
+        """Go back to an earlier state on a new timeline.
+
+        Returns:
+            Details for the outcome; ``target_step`` and ``timeline`` say where the run is then.
+
+        Raises:
+            CommandRefused: ``no_checkpoint``.
+        """
+
+    def stop(self, reason: str) -> None:
+        """End the run at this fence."""
+
+    def apply_cut(self, cut: TimelineCut, timeline: int) -> None:
+        """Apply a journaled rollback to the state that it went to."""
+
+    def apply_decision(self, decision: Decision) -> None:
+        """Apply a journaled choice of the trainer's own."""
+
+    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
+        """Broadcast an emergency signal."""
