@@ -9,10 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DECIDES_WEIGHTS: Final = (
+    "seed",
+    "epochs",
+    "steps",
+    "device",
+    "threads",
+    "deterministic",
+    "loss_spike_factor",
+    "rollback_lr_factor",
+    "rollback_limit",
+)
+"""Settings that the same weights need the same values of; each start journals them."""
 
 
 class SettingError(ValueError):
@@ -100,6 +113,14 @@ class Settings(BaseSettings):
     deterministic: bool = Field(True, description="Only deterministic algorithms (CUDA).")
     allow_inexact: bool = Field(
         False, description="Resume under another torch, device or thread count."
+    )
+
+    # The engine
+    new_parameter_warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        le=2**53,
+        description="New parameters' rate grows from 10 % over so many steps; default: 10 epochs.",
     )
 
     # Recovery
@@ -215,6 +236,12 @@ def _one_line(error: ValidationError) -> str:
     about = f" ({field.description})" if field is not None and field.description else ""
     message = first["msg"].removeprefix("Value error, ")
     return f"setting {name}{shown}: {message[0].lower()}{message[1:]}{about}"
+
+
+def deciding(settings: Settings) -> dict[str, str]:
+    """The values of :data:`DECIDES_WEIGHTS` as text; a setting without one is left out."""
+    values = {name: getattr(settings, name) for name in DECIDES_WEIGHTS}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def describe() -> Mapping[str, tuple[Any, str]]:

@@ -8,7 +8,7 @@ import torch
 
 from tolaria_bus.kasmina.garden import Kasmina
 from tolaria_bus.settings import SettingError, Settings
-from tolaria_bus.tolaria.engine.data import BatchStream, ValidationBatches
+from tolaria_bus.tolaria.engine.data import ValidationBatches, training_batches
 from tolaria_bus.tolaria.engine.job import Job, build_data, build_model
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
@@ -78,7 +78,7 @@ def fresh_state(
     """
     model = build_model(job, settings.seed).to(device).train()
     found = build_data(job, settings.seed)
-    data = BatchStream(
+    data = training_batches(
         found.train, job.batch_size, settings.seed, timeline=1, pin_memory=device.type == "cuda"
     )
     length = plan_length(job, settings, data.steps_per_epoch)
@@ -91,6 +91,7 @@ def fresh_state(
             job.schedule,
             total_steps=length.steps,
             steps_per_epoch=data.steps_per_epoch,
+            new_group_warmup_steps=settings.new_parameter_warmup_steps,
         ),
         kasmina=Kasmina(model),
         data=data,

@@ -13,7 +13,7 @@ from functools import partial
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
 from tolaria_bus.safety import Phase, Signals
-from tolaria_bus.settings import Settings
+from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
@@ -195,11 +195,18 @@ class Trainer:
                     lease_token=folder.ledger.starts + 1,
                     resumed_from=self._resumed_from,
                     environment=now,
+                    job_spec=self._job.spec,
+                    job_options=self._job.options,
+                    settings=deciding(self._settings),
+                    weights_sha256="" if found else weights_sha256(state.model),
                 ),
             )
         )
         if changed:
             self._telemetry.alert("inexact", f"resumed under another environment: {changed}")
+        if state.data.caution:
+            tell = self._telemetry.event if found is None else self._telemetry.alert
+            tell("data_caution", state.data.caution)
         fence = Fence(
             self._steering,
             self.run_id,
@@ -239,13 +246,14 @@ class Trainer:
         if self._steering.stopping == "finished" and math.isnan(self._boundary.validation_loss):
             self._boundary.validate()  # Restarted at the very end, or --steps ended an epoch early.
         name = self._steering.save_at_end()
+        weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
         self._folder.write(
             JournalRecord(
                 timeline=state.timeline,
                 step=state.step,
                 epoch=state.epoch,
-                stopped=RunStopped(stopped_by=self._steering.stopping),
+                stopped=RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights),
             )
         )
         self._report()
@@ -258,7 +266,7 @@ class Trainer:
             loss=self._boundary.validation_loss,
             accuracy=self._boundary.validation_accuracy,
             training_loss=state.last_loss,
-            weights_sha256=weights_sha256(state.model),
+            weights_sha256=weights,
             stopped_by=self._steering.stopping,
             commands_applied=self._fence.applied,
             resumed_from=self._resumed_from,
@@ -310,9 +318,10 @@ class Trainer:
             )
 
     def _report(self) -> None:
-        rates = self.state.learning_rate.rates()
-        self._rate = next(iter(rates.values()), 0.0)
-        self._speed = self._telemetry.step_metrics(self.state.last_loss, rates)
+        state = self.state
+        self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
+        figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
+        self._speed = self._telemetry.step_metrics(state.last_loss, figures)
 
     @property
     def progress(self) -> Progress:
