@@ -140,14 +140,12 @@ class Keeper:
     async def run(self) -> None:
         """Keep the run going to its end."""
         with SignalView(self.folder) as view:
-            process = self._adopt(view)
             while True:
-                if process is None:
-                    process = await self._start()
+                # Also after a death: it may have died of one that was just starting without us.
+                process = self._adopt(view) or await self._start()
                 if process is None:
                     break
                 end = await self._see_through(view, process)
-                process = None
                 moved, self._moving = self._moving, False
                 if moved and end.state is WorkerState.STOPPED and not self._stop.is_set():
                     continue
