@@ -16,10 +16,12 @@ from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import mode_name
+from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.learning_rate import Correction
+from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
 from tolaria_bus.tolaria.engine.validation import Validation, validate
 from tolaria_bus.tolaria.recovery.environment import differences, environment
@@ -28,6 +30,9 @@ from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
 from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length
 from tolaria_bus.tolaria.summary import Progress, RunSummary
+
+GATE_BATCHES = 8
+"""Held-out batches on which a seed's gates are measured, at a fence."""
 
 
 class InexactResume(RuntimeError):
@@ -71,10 +76,19 @@ class Trainer:
         self._telemetry = Telemetry(
             outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
         )
+        self._side = SideTraining(self.state.kasmina, self.state.model, job.loss)
         self._step = TrainStep(
-            self.state.model, job.loss, self.state.optimizer, self._device, self.state.seed
+            self.state.model,
+            job.loss,
+            self.state.optimizer,
+            self._device,
+            self.state.seed,
+            self._side,
         )
         self._steering = Steering(self.state, folder, settings, self._telemetry, job=job.name)
+        self._seeds = self._steering.seeds = SeedWork(
+            self.state, self._side, folder, self._telemetry, self._held_out_loss
+        )
         self._boundary = Boundary(
             run,
             job.name,
@@ -102,6 +116,7 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
+        kasmina, side = state.kasmina, self._side
         per_epoch = state.data.steps_per_epoch
         try:
             fence.finish_contained()
@@ -110,6 +125,8 @@ class Trainer:
                     fence.open()
                 if self._at_end():
                     break
+                if state.step >= kasmina.next_step or side.failed:
+                    self._seeds.advance()
                 if corrections := state.learning_rate.apply(state.step):
                     self._report_tampering(corrections)
                 position = state.data.position
@@ -222,6 +239,8 @@ class Trainer:
                 stopped=RunStopped(stopped_by=self._steering.stopping),
             )
         )
+        if self._steering.stopping == "finished":
+            self._seeds.terminate()
         self._report()
         done = state.step - self._first_step
         return RunSummary(
@@ -250,6 +269,7 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
             self._boundary.cross(epoch, self.state.end_epoch_loss())
+            self._seeds.publish()
 
     def _validate(self) -> Validation | None:
         return validate(
@@ -259,6 +279,13 @@ class Trainer:
             self._device,
             stop=lambda: bool(self._mailbox.stop_reason),
         )
+
+    def _held_out_loss(self) -> float:
+        """What gates measure by: the loss on the first held-out batches."""
+        few = self._held_out.first(GATE_BATCHES)
+        measured = validate(self.state.model, self._job, few, self._device)
+        assert measured is not None
+        return measured.loss
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tolaria_bus.leyline import Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 Details = dict[str, Any]
@@ -29,6 +30,7 @@ class Steerable(Protocol):
 
     state: TrainingState
     stopping: str
+    seeds: SeedWork
 
     def save_checkpoint(self, *, label: str = "", pin: bool = False) -> str:
         """Make the present state durable, wait for it, return its name.

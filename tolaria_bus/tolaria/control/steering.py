@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tolaria_bus.leyline import Decision, EmergencyLevel, JournalRecord, TimelineCut
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.commands import CommandRefused, Details
+from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.step import LossReading, Verdict
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
@@ -26,9 +27,11 @@ class Steering:
         state: What is steered.
         stopping: Why the loop ends at the present fence, or empty.
         fence: Knows which journal records the state contains; set once it is made.
+        seeds: Does what is done to seeds; set once it is made.
     """
 
     fence: Fence
+    seeds: SeedWork
 
     def __init__(
         self,
@@ -127,11 +130,13 @@ class Steering:
         self._rollback.apply(cut, timeline)
 
     def apply_decision(self, decision: Decision) -> None:
-        """Apply a choice of the trainer's own: so far only ``halt``."""
+        """Apply a choice of the trainer's own: ``halt``, ``seed_failed``."""
         if decision.kind == "halt":
             mode = self.state.mode
             mode.halted = mode.conservative = True
             mode.reason, mode.by = decision.reason, "tolaria"
+        elif decision.kind == SEED_FAILED:
+            self.seeds.apply(decision)
 
     # The health of a step
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from tolaria_bus.leyline import (
@@ -101,6 +101,12 @@ class Telemetry:
         for name, (value, unit) in points.items():
             _add(packet, name, value, unit)
         self._outbound.telemetry(packet, priority)
+
+    def publish(self, points: Iterable[MetricPoint]) -> None:
+        """Publish metrics that have attributes, priority NORMAL."""
+        packet = self.packet()
+        packet.metrics.extend(points)
+        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_NORMAL)
 
     def event(self, name: str, description: str, **attributes: object) -> None:
         """Publish something that happened, for the record: INFO, priority NORMAL."""
