@@ -23,6 +23,8 @@ CPU = torch.device("cpu")
 class Counts(nn.Module):
     """Replaces its buffer instead of changing it, and draws from every global generator."""
 
+    passes: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("passes", torch.zeros(()))

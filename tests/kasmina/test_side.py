@@ -17,7 +17,8 @@ from tolaria_bus.kasmina.side import Health, learn
 
 
 def generators() -> list[Any]:
-    return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # noqa: NPY002
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    return [random.getstate(), numpy_state[1].tolist(), torch.get_rng_state().tolist()]
 
 
 def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:

@@ -17,29 +17,35 @@ from tolaria_bus.leyline.codec import MAX_MESSAGE_BYTES, CodecError, decode, fro
 from tolaria_bus.oona.opening import REFUSED_REASONS, Opener, Refused
 from tolaria_bus.oona.trust import KeyRing, NonceWindow
 
-SIGNED = KeyRing({"k1": b"0123456789abcdef"})
+KEYS = {"k1": b"0123456789abcdef"}
+SIGNED = KeyRing(dict(KEYS))
 OFF = KeyRing()
 ROOM = MAX_MESSAGE_BYTES - 64
 ENTRIES = 5_000
 """For each of two passes."""
+HANG = 30.0
+"""Seconds of this thread's own work that are no work any more: all of these take some 0.1 s, and
+what is quadratic in a megabyte takes hours."""
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("redis")
-@pytest.mark.parametrize("ring", [SIGNED, OFF], ids=["signed", "unsigned"])
+@pytest.mark.parametrize("keys", [KEYS, {}], ids=["signed", "unsigned"])
 async def test_every_hostile_entry_is_handled_or_dead_and_nothing_else_happens(
-    redis_url: str, ring: KeyRing
+    redis_url: str, keys: dict[str, bytes]
 ):
-    found = await onslaught(redis_url, CONTROL, ring, ENTRIES, seed=1)
+    found = await onslaught(redis_url, CONTROL, keys, ENTRIES, seed=1)
     assert found.wrong == []
     assert found.handled + sum(found.dead.values()) == sum(found.sent.values()) == ENTRIES
     assert found.sent["good"] > ENTRIES // GOOD_EVERY - 10
     expected = {"malformed", "oversize", "type", "audience", "stale", "future"}
-    assert found.dead.keys() == expected | ({"signature", "replay"} if ring.enabled else set())
+    assert found.dead.keys() == expected | ({"signature", "replay"} if keys else set())
     # Once a window, however many there are.
-    assert 1 <= found.told["bad_signatures"] <= 5 if ring.enabled else True
-    assert found.stall < 2.0
-    assert found.growth < 64 << 20
+    assert 1 <= found.told["bad_signatures"] <= 5 if keys else True
+    # Of the process that reads, and does nothing else. Frames that held what they had refused cost
+    # 60 MiB and more.
+    assert found.growth < 16 << 20
+    assert found.swing < 96 << 20
 
 
 @pytest.mark.parametrize("ring", [SIGNED, OFF], ids=["signed", "unsigned"])
@@ -49,12 +55,12 @@ def test_every_kind_is_opened_or_refused_in_little_time(kind: str, ring: KeyRing
     opener = Opener(ring, NonceWindow())
     for number in range(5):
         fields = dict(getattr(hostile, kind)())
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             opener.open(CONTROL, f"{time.time_ns() // 1_000_000}-{number}", fields)
         except Refused as refused:
             assert refused.reason in REFUSED_REASONS  # noqa: PT017 - either way is right
-        assert time.perf_counter() - began < 2.0
+        assert time.thread_time() - began < HANG
 
 
 def repeated(one: bytes) -> bytes:
@@ -113,10 +119,9 @@ def test_a_megabyte_of_the_worst_json_is_read_or_refused_in_little_time(
 
 
 def quickly(read: Callable[[], object]) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     try:
         read()
     except CodecError as error:
         assert (error.reason, len(error.detail) < 2000) == ("malformed", True)  # noqa: PT017
-    # Some 0.1 s on a machine of its own.
-    assert time.perf_counter() - began < 2.0
+    assert time.thread_time() - began < HANG

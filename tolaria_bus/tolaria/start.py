@@ -10,7 +10,7 @@ from torch import nn
 
 from tolaria_bus.kasmina import Garden, Kasmina
 from tolaria_bus.settings import SettingError, Settings
-from tolaria_bus.tolaria.engine.data import BatchStream, ValidationBatches
+from tolaria_bus.tolaria.engine.data import ValidationBatches, training_batches
 from tolaria_bus.tolaria.engine.job import Job, build_data, build_model
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
@@ -107,7 +107,7 @@ def fresh_state(
     """
     model = build_model(job, settings.seed).to(device).train()
     found = build_data(job, settings.seed)
-    data = BatchStream(
+    data = training_batches(
         found.train, job.batch_size, settings.seed, timeline=1, pin_memory=device.type == "cuda"
     )
     length = plan_length(job, settings, data.steps_per_epoch)

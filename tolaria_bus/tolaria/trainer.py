@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
-from tolaria_bus.settings import Settings
+from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
-from tolaria_bus.tolaria.control.mode import mode_name
+from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
@@ -97,7 +97,10 @@ class Trainer:
             outbound=outbound,
             telemetry=self._telemetry,
             validate=self._validate,
-            adapt=lambda epoch: self._fence.open(epoch_ended=epoch),
+            accept=self._steering.check_accuracy,
+            adapt=self._adapt,
+            check=self._steering.check_parts,
+            judge=self._steering.guards.judge_boundary,
             checkpoint=self._save_at_epoch,
             wall_ns=wall_ns,
         )
@@ -117,14 +120,20 @@ class Trainer:
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
         kasmina, side = state.kasmina, self._side
-        per_epoch = state.data.steps_per_epoch
+        steering, cadence = self._steering, self._steering.cadence
         try:
             fence.finish_contained()
+            steering.finish_cuts()
             while True:
+                if state.epoch_ends and not fence.cut_is_next and not held(state.mode):
+                    self._end_epoch(state.epoch)
                 if mailbox.waiting or state.step >= fence.next_step:
                     fence.open()
+                    steering.settle()
                 if self._at_end():
                     break
+                if state.epoch_ends:
+                    continue  # A rollback has led here.
                 if state.step >= kasmina.next_step or side.failed:
                     self._seeds.advance()
                 if corrections := state.learning_rate.apply(state.step):
@@ -134,15 +143,16 @@ class Trainer:
                 state.step += 1
                 reading = watch.push(state.step, loss)
                 if reading is not None:
-                    state.note(reading)
                     if reading.verdict is not Verdict.OK:
-                        self._steering.recover_from(reading)
+                        steering.recover_from(reading)
+                        continue
+                    state.note(reading)
                 if self._telemetry.due():
                     self._report()
-                if state.data.position % per_epoch == 0:
-                    self._end_epoch(state.epoch)
-                elif self._saving_due():
-                    self._steering.save_later()
+                if cadence.includes(state.step, state.data.position):
+                    steering.take_snapshot()
+                if self._saving_due() and not state.epoch_ends:
+                    steering.save_later()
             return self._finish(started)
         except Exception as error:
             self._telemetry.alert(
@@ -186,11 +196,18 @@ class Trainer:
                     lease_token=folder.ledger.starts + 1,
                     resumed_from=self._resumed_from,
                     environment=now,
+                    job_spec=self._job.spec,
+                    job_options=self._job.options,
+                    settings=deciding(self._settings),
+                    weights_sha256="" if found else weights_sha256(state.model),
                 ),
             )
         )
         if changed:
             self._telemetry.alert("inexact", f"resumed under another environment: {changed}")
+        if state.data.caution:
+            tell = self._telemetry.event if found is None else self._telemetry.alert
+            tell("data_caution", state.data.caution)
         fence = Fence(
             self._steering,
             self.run_id,
@@ -230,13 +247,14 @@ class Trainer:
         if self._steering.stopping == "finished" and math.isnan(self._boundary.validation_loss):
             self._boundary.validate()  # Restarted at the very end, or --steps ended an epoch early.
         name = self._steering.save_at_end()
+        weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
         self._folder.write(
             JournalRecord(
                 timeline=state.timeline,
                 step=state.step,
                 epoch=state.epoch,
-                stopped=RunStopped(stopped_by=self._steering.stopping),
+                stopped=RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights),
             )
         )
         if self._steering.stopping == "finished":
@@ -251,7 +269,7 @@ class Trainer:
             loss=self._boundary.validation_loss,
             accuracy=self._boundary.validation_accuracy,
             training_loss=state.last_loss,
-            weights_sha256=weights_sha256(state.model),
+            weights_sha256=weights,
             stopped_by=self._steering.stopping,
             commands_applied=self._fence.applied,
             resumed_from=self._resumed_from,
@@ -268,8 +286,13 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
-            self._boundary.cross(epoch, self.state.end_epoch_loss())
+            self._boundary.cross(epoch, self.state.end_epoch())
             self._seeds.publish()
+
+    def _adapt(self, epoch: int) -> float:
+        apart = self._fence.apart_seconds
+        self._fence.open(epoch_ended=epoch)
+        return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
         return validate(

@@ -20,7 +20,7 @@ from tests.oona.bus import (
 )
 from tests.oona.faults.own_server import OwnServer
 from tests.oona.faults.proxy import proxied
-from tests.oona.faults.scene import HELD, PUBLISHING, READING, until
+from tests.oona.faults.scene import PUBLISHING, READING, until
 from tests.oona.faults.stage import acting
 from tolaria_bus.oona.connection import connect
 
@@ -55,7 +55,7 @@ async def test_a_dead_connection_that_nobody_closes_is_noticed(
         proxy.die(replies_only=replies_only)
         await scene.told("disconnected", READING, *PUBLISHING)
         # New connections are as dead.
-        await anyio.sleep(HELD)
+        await scene.held()
         proxy.heal()
         await scene.told("reconnected", READING, *PUBLISHING)
         await scene.closes()
@@ -70,7 +70,7 @@ async def test_a_slow_way_to_the_server_slows_nothing_but_the_bus(own: OwnServer
     ):
         await scene.flows()
         proxy.latency = 0.05
-        await anyio.sleep(HELD)
+        await scene.held()
         await scene.closes()
         assert scene.events.seen == []
 

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import anyio
 from redis.asyncio import Redis
 
 from tests.oona.faults.own_server import OwnServer
-from tests.oona.faults.scene import HELD, PUBLISHING, READING
+from tests.oona.faults.scene import PUBLISHING, READING
 from tests.oona.faults.stage import acting
 from tolaria_bus.oona.connection import connect
 
@@ -18,7 +17,7 @@ async def test_a_server_without_memory_gets_everything_when_it_has_some(
         await scene.flows()
         await scene.operator.config_set("maxmemory", "1")
         await scene.told("refused", *PUBLISHING)
-        await anyio.sleep(HELD)
+        await scene.held()
         await scene.operator.config_set("maxmemory", "0")
         await scene.closes()
         assert all("OutOfMemory" in told["error"] for told in scene.events.of("refused"))
@@ -31,7 +30,7 @@ async def test_a_server_that_becomes_a_replica_and_a_primary_again(own: OwnServe
         # Nobody listens there: it keeps what it has, and takes no writes.
         await scene.operator.replicaof("127.0.0.1", "1")
         await scene.told("refused", READING, *PUBLISHING)
-        await anyio.sleep(HELD)
+        await scene.held()
         await scene.operator.replicaof("NO", "ONE")
         await scene.closes()
         assert all("ReadOnly" in told["error"] for told in scene.events.of("refused"))
@@ -44,7 +43,7 @@ async def test_a_password_that_is_asked_for_suddenly(own: OwnServer, tmp_path: P
         await scene.operator.config_set("requirepass", "secret")
         await scene.operator.client_kill_filter(_type="normal", skipme=True)
         await scene.told("refused", READING, *PUBLISHING)
-        await anyio.sleep(HELD)
+        await scene.held()
         await scene.operator.config_set("requirepass", "")
         await scene.told("accepted", READING, *PUBLISHING)
         await scene.closes()
@@ -62,7 +61,7 @@ async def test_a_password_that_was_changed(own: OwnServer, tmp_path: Path):
             await acl(operator, "resetpass", ">new")
             await operator.client_kill_filter(_type="normal", skipme=True)
             await scene.told("refused", READING, *PUBLISHING)
-            await anyio.sleep(HELD)
+            await scene.held()
             await acl(operator, ">old")
             await scene.told("accepted", READING, *PUBLISHING)
             await scene.closes()
@@ -78,7 +77,7 @@ async def test_rights_that_are_taken_away_and_given_back(own: OwnServer, tmp_pat
             await scene.flows()
             await acl(operator, "-@write")
             await scene.told("refused", READING, *PUBLISHING)
-            await anyio.sleep(HELD)
+            await scene.held()
             await acl(operator, "+@all")
             await scene.told("accepted", READING, *PUBLISHING)
             await scene.closes()

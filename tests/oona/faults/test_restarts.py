@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import anyio
-
 from tests.oona.faults.own_server import OwnServer
-from tests.oona.faults.scene import HELD, PUBLISHING, READING
+from tests.oona.faults.scene import PUBLISHING, READING
 from tests.oona.faults.stage import acting
 
 
@@ -15,7 +13,7 @@ async def test_a_killed_server_costs_nothing(own: OwnServer, tmp_path: Path):
             await scene.flows()
             own.kill()
             await scene.told("disconnected", READING, *PUBLISHING)
-            await anyio.sleep(HELD)
+            await scene.held()
             own.start()
             await scene.told("reconnected", READING, *PUBLISHING)
         await scene.closes()
@@ -29,7 +27,7 @@ async def test_a_server_that_comes_back_empty_gets_all_that_it_had_not_confirmed
         own.kill()
         await scene.told("disconnected", READING, *PUBLISHING)
         since = scene.unconfirmed()
-        await anyio.sleep(HELD)
+        await scene.held()
         own.wipe()
         own.start()
         await scene.told("reconnected", READING, *PUBLISHING)

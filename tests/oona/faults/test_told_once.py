@@ -23,12 +23,13 @@ from tests.oona.bus import (
     unmarked,
     until,
 )
-from tests.oona.faults.scene import HELD
 from tolaria_bus.oona.consumer import Received
 from tolaria_bus.oona.dead_letters import begun_key
 from tolaria_bus.oona.sealing import seal
 
 COUNT = 20
+HELD = 0.5
+"""Seconds in which nothing more must be told."""
 REFUSED_ONCE = ["accepted", *["dead_letter"] * COUNT, "refused"]
 
 

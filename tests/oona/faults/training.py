@@ -1,10 +1,9 @@
-"""A thread that plays training: it says things to the outbox and measures what that costs it."""
+"""A thread that plays training: at each step it says things to the outbox, and answers commands."""
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -30,8 +29,6 @@ class Training:
         urgent: Message ids of alerts and signals, in the order in which they were put.
         answered: Message ids of outcomes, in the order in which they were put.
         steps: Steps done.
-        longest_put: Seconds that the slowest call of the outbox took.
-        longest_step: Seconds of the slowest step.
     """
 
     def __init__(self, outbox: Outbox, forget: Callable[[Received], None]) -> None:
@@ -39,8 +36,6 @@ class Training:
         self.urgent: list[str] = []
         self.answered: list[str] = []
         self.steps = 0
-        self.longest_put = 0.0
-        self.longest_step = 0.0
         self._outbox = outbox
         self._forget = forget
         self._stopped = threading.Event()
@@ -55,12 +50,8 @@ class Training:
         self._thread.join()
 
     def _train(self) -> None:
-        began = time.perf_counter()
         while not self._stopped.wait(STEP):
             self._step()
-            now = time.perf_counter()
-            self.longest_step = max(self.longest_step, now - began)
-            began = now
         self._answer()
 
     def _step(self) -> None:
@@ -99,6 +90,4 @@ class Training:
             self._forget(received)
 
     def _put(self, message: object, **how: object) -> None:
-        began = time.perf_counter()
         self._outbox.put(message, **how)  # type: ignore[arg-type]
-        self.longest_put = max(self.longest_put, time.perf_counter() - began)

@@ -36,8 +36,21 @@ def tensor_bytes(name: str, tensor: Tensor) -> memoryview:
     Raises:
         ValueError: It has no plain bytes: sparse, quantised, or on the meta device.
     """
+    check_plain(name, tensor)
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if plain.element_size() == 1:
+        # Float4 can't be copied while only deterministic algorithms are allowed; bytes can.
+        plain = plain.view(torch.uint8)
+    plain = plain.contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data
+
+
+def check_plain(name: str, tensor: Tensor) -> None:
+    """See that a tensor has plain bytes.
+
+    Raises:
+        ValueError: It is sparse, quantised, or on the meta device.
+    """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = "on the meta device" if tensor.is_meta else "sparse or quantised"
         raise ValueError(f"tensor {name!r} is {kind}: it has no plain bytes")
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data

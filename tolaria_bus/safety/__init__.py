@@ -1,0 +1,10 @@
+"""What keeps a run safe: signals that outlive their writer.
+
+Knows nothing of tolaria-bus beside itself; used by everything above.
+"""
+
+from tolaria_bus.safety.layout import Phase, WorkerState
+from tolaria_bus.safety.signals import Signals
+from tolaria_bus.safety.watching import SignalView
+
+__all__ = ["Phase", "SignalView", "Signals", "WorkerState"]
