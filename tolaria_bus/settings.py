@@ -115,6 +115,14 @@ class Settings(BaseSettings):
         False, description="Resume under another torch, device or thread count."
     )
 
+    # The engine
+    new_parameter_warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        le=2**53,
+        description="New parameters' rate grows from 10 % over so many steps; default: 10 epochs.",
+    )
+
     # Recovery
     checkpoint_every_epochs: int = Field(1, ge=1, le=1_000_000)
     checkpoint_every_steps: int | None = Field(None, ge=1, le=2**53)
@@ -152,6 +160,29 @@ class Settings(BaseSettings):
         gt=0.0,
         le=600_000.0,
         description="What an epoch's end may cost, in ms, validation and checkpoint apart.",
+    )
+
+    # Being watched
+    hang_seconds: float = Field(
+        20.0, ge=0.5, le=86_400.0, description="A worker that gets no further for so long hangs."
+    )
+    start_seconds: float = Field(
+        600.0,
+        ge=1.0,
+        le=86_400.0,
+        description="Likewise until its first step, or for a checkpoint.",
+    )
+    restart_limit: int = Field(
+        5, ge=0, le=1_000_000, description="Restarts in a row that get a run no further."
+    )
+    restart_seconds: float = Field(
+        1.0, ge=0.0, le=60.0, description="Before the first; each next one waits twice as long."
+    )
+    memory_alert: float = Field(
+        0.9, gt=0.0, lt=1.0, description="Share of memory used, a GPU's too, that raises an alert."
+    )
+    disk_alert: float = Field(
+        0.9, gt=0.0, lt=1.0, description="Share of the run folder's disk used that raises one."
     )
 
     # What is published, and when

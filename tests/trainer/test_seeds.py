@@ -145,7 +145,7 @@ def whole_life(run: Run) -> None:
 
 def check_resumed(make_run: Any, run: Run, steer: Any, job: Any) -> None:
     reference = run.train()
-    again = make_run("copy", job=job(), checkpoint_every_steps=7)
+    again = make_run("copy", job=job(), checkpoint_every_steps=7, checkpoint_keep=100)
     steer(again)
     resumed = again.train()
     assert resumed.weights_sha256 == reference.weights_sha256
@@ -158,7 +158,7 @@ def check_resumed(make_run: Any, run: Run, steer: Any, job: Any) -> None:
 def test_power_lost_at_any_command_of_a_life_ends_in_the_same_bits(
     make_run, tmp_path, job, nth: int
 ) -> None:
-    run = make_run("run", job=job(), checkpoint_every_steps=7)
+    run = make_run("run", job=job(), checkpoint_every_steps=7, checkpoint_keep=100)
     run.outbound = FailsAtOutcome(Power(run.path, tmp_path / "copy"), nth)
     live(run)
     check_resumed(make_run, run, live, job)
@@ -171,7 +171,7 @@ def test_power_lost_at_any_command_of_a_life_ends_in_the_same_bits(
 def test_power_lost_in_the_middle_of_a_stage_ends_in_the_same_bits(
     make_run, tmp_path, steer, nth: int
 ) -> None:
-    run = make_run("run", checkpoint_every_steps=7)
+    run = make_run("run", checkpoint_every_steps=7, checkpoint_keep=100)
     run.outbound = FailsAtState(Power(run.path, tmp_path / "copy"), nth)
     steer(run)
     check_resumed(make_run, run, steer, Moons)

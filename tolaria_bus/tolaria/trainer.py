@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
+from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
+from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
@@ -49,6 +52,7 @@ class Trainer:
         folder: Where it lives on disk; opened by the caller, who also closes it.
         mailbox: What comes in.
         outbound: What goes out.
+        signals: Where a supervisor sees steps and phases; nobody looks if not given.
 
     Attributes:
         state: Everything that must survive.
@@ -63,9 +67,11 @@ class Trainer:
         mailbox: Mailbox,
         outbound: Outbound,
         *,
+        signals: Signals | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.run_id = run
+        self._signals = signals or Signals.private()
         self._job = job
         self._settings = settings
         self._folder = folder
@@ -85,9 +91,20 @@ class Trainer:
             self.state.seed,
             self._side,
         )
-        self._steering = Steering(self.state, folder, settings, self._telemetry, job=job.name)
+        self._steering = Steering(
+            self.state,
+            folder,
+            settings,
+            self._telemetry,
+            job=job.name,
+            deadline=self._signals.deadline,
+            saving=partial(self._signals.phase, Phase.SAVING),
+        )
         self._seeds = self._steering.seeds = SeedWork(
             self.state, self._side, folder, self._telemetry, self._held_out_loss
+        )
+        self._observations = self._steering.observations = Observations(
+            run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
         )
         self._boundary = Boundary(
             run,
@@ -120,8 +137,10 @@ class Trainer:
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
         kasmina, side = state.kasmina, self._side
+        signals = self._signals
         steering, cadence = self._steering, self._steering.cadence
         try:
+            signals.begin(state.step)
             fence.finish_contained()
             steering.finish_cuts()
             while True:
@@ -141,6 +160,7 @@ class Trainer:
                 position = state.data.position
                 loss = self._step(state.data.next(), position, state.timeline)
                 state.step += 1
+                signals.step(state.step)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
                     if reading.verdict is not Verdict.OK:
@@ -259,6 +279,7 @@ class Trainer:
         )
         if self._steering.stopping == "finished":
             self._seeds.terminate()
+            self._observations.end_run()
         self._report()
         done = state.step - self._first_step
         return RunSummary(
@@ -286,22 +307,27 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
+            self._observations.stop_clock()
             self._boundary.cross(epoch, self.state.end_epoch())
             self._seeds.publish()
+            self._observations.start_clock()
 
     def _adapt(self, epoch: int) -> float:
+        boundary = self._boundary
+        measured = Validation(boundary.validation_loss, boundary.validation_accuracy)
+        self._observations.end_epoch(epoch, None if math.isnan(measured.loss) else measured)
         apart = self._fence.apart_seconds
         self._fence.open(epoch_ended=epoch)
         return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
-        return validate(
-            self.state.model,
-            self._job,
-            self._held_out,
-            self._device,
-            stop=lambda: bool(self._mailbox.stop_reason),
-        )
+        def stop() -> bool:
+            # Asked at every batch: a long validation isn't a training that hangs.
+            self._signals.progress()
+            return bool(self._mailbox.stop_reason)
+
+        with self._signals.phase(Phase.VALIDATING):
+            return validate(self.state.model, self._job, self._held_out, self._device, stop=stop)
 
     def _held_out_loss(self) -> float:
         """What gates measure by: the loss on the first held-out batches."""
@@ -329,9 +355,10 @@ class Trainer:
             )
 
     def _report(self) -> None:
-        rates = self.state.learning_rate.rates()
-        self._rate = next(iter(rates.values()), 0.0)
-        self._speed = self._telemetry.step_metrics(self.state.last_loss, rates)
+        state = self.state
+        self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
+        figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
+        self._speed = self._telemetry.step_metrics(state.last_loss, figures)
 
     @property
     def progress(self) -> Progress:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.safety.breakers import CHECKPOINT
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.guards import Guards
+from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
@@ -78,10 +80,12 @@ class Steering:
         cadence: At which steps to take a snapshot.
         fence: Knows which journal records the state contains; set once it is made.
         seeds: Does what is done to seeds; set once it is made.
+        observations: What becomes of commands' effects; set once it is made.
     """
 
     fence: Fence
     seeds: SeedWork
+    observations: Observations
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Steering:
         *,
         job: str,
         deadline: Deadlines = _no_deadline,
+        saving: Callable[[], AbstractContextManager[None]] = nullcontext,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.state = state
@@ -122,6 +127,7 @@ class Steering:
             job=job,
             on_saved=self._saved,
             on_failed=self._not_saved,
+            waiting=saving,
         )
         self._deadline = deadline
         self._wall_ns = wall_ns

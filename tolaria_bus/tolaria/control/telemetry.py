@@ -25,6 +25,7 @@ from tolaria_bus.leyline import (
     TelemetryPacket,
 )
 from tolaria_bus.leyline.codec import encode
+from tolaria_bus.tolaria.engine.figures import Figure
 
 if TYPE_CHECKING:
     from tolaria_bus.tolaria.control.mailbox import Outbound
@@ -68,12 +69,12 @@ class Telemetry:
         """Is it time for step metrics? The only part of telemetry that every step pays for."""
         return self._monotonic() >= self._next
 
-    def step_metrics(self, loss: float, rates: Mapping[str, float]) -> float:
+    def step_metrics(self, loss: float, figures: Iterable[Figure]) -> float:
         """Publish the metrics of the steps since the last call.
 
         Args:
             loss: The newest loss that is known, one step old.
-            rates: Learning rate by parameter group.
+            figures: What else there is to tell.
 
         Returns:
             Steps a second since the last call.
@@ -87,8 +88,8 @@ class Telemetry:
         if self._state.last_loss_step:
             _add(packet, "tolaria.training.loss", loss, "")
         _add(packet, "tolaria.training.steps_per_second", max(speed, 0.0), "1/s")
-        for group, rate in rates.items():
-            _add(packet, "tolaria.lr_controller.learning_rate", rate, "", {"group": group})
+        for name, value, unit, attributes in figures:
+            _add(packet, name, value, unit, attributes)
         self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_LOW)
         return max(speed, 0.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,7 @@ class Saving:
         job: The job's name, kept with each checkpoint.
         on_saved: Told the name of a checkpoint that is durable.
         on_failed: Told the name of one that could not be written, and why.
+        waiting: Entered while the training thread waits for the disk.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Saving:
         job: str,
         on_saved: Callable[[str], None],
         on_failed: Callable[[str, str], None],
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._state = state
         self._folder = folder
         self._job = job
         self._on_saved = on_saved
         self._on_failed = on_failed
+        self._waiting = waiting
         self._writer = CheckpointWriter(folder.checkpoints)
         self._pending: list[tuple[str, Future[str]]] = []
         self._last = ""
@@ -114,7 +118,8 @@ class Saving:
 
     def wait(self) -> None:
         """Until everything that was submitted is on disk, or has failed with an alert."""
-        self._settle(block=True)
+        with self._waiting():
+            self._settle(block=True)
 
     def close(self, timeout: float) -> None:
         """Finish what was begun, within ``timeout`` seconds."""
