@@ -133,6 +133,14 @@ class Settings(BaseSettings):
         3, ge=1, le=100, description="Automatic rollbacks in a row before the run is halted."
     )
 
+    # Safety
+    boundary_ms: float = Field(
+        18.0,
+        gt=0.0,
+        le=600_000.0,
+        description="What an epoch's end may cost, in ms, validation and checkpoint apart.",
+    )
+
     # What is published, and when
     telemetry_seconds: float = Field(0.25, ge=0.0, le=3600.0, description="Between step metrics.")
     drain_seconds: float = Field(

@@ -84,7 +84,9 @@ class Trainer:
             telemetry=self._telemetry,
             validate=self._validate,
             accept=self._steering.check_accuracy,
-            adapt=lambda epoch: self._fence.open(epoch_ended=epoch),
+            adapt=self._adapt,
+            check=self._steering.check_parts,
+            judge=self._steering.guards.judge_boundary,
             checkpoint=self._save_at_epoch,
             wall_ns=wall_ns,
         )
@@ -258,6 +260,11 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
             self._boundary.cross(epoch, self.state.end_epoch())
+
+    def _adapt(self, epoch: int) -> float:
+        apart = self._fence.apart_seconds
+        self._fence.open(epoch_ended=epoch)
+        return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
         return validate(

@@ -49,6 +49,7 @@ LOUD = frozenset(
         "group_recreated",
         "group_removed",
         "length_limit",
+        "letters_cut",
         "refused",
         "spool_failed",
         "stream_blocked",

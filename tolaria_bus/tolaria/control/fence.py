@@ -85,6 +85,7 @@ class Fence:
         self._outcomes = Outcomes(run_id, run.state, wall_ns)
         self._execution = Execution(run, folder, outbound, telemetry, self._outcomes)
         self._waiting: list[Delivery] = []
+        self._held_seconds = 0.0
         self._place = 0
         self._replay = deque(replay)
         self._replayed = restored
@@ -94,6 +95,11 @@ class Fence:
     def applied(self) -> int:
         """Commands that took effect in this process."""
         return self._execution.applied
+
+    @property
+    def apart_seconds(self) -> float:
+        """What the fence took in this process that isn't its own: holds, and commands' work."""
+        return self._held_seconds + self._execution.work_seconds
 
     @property
     def contained(self) -> int:
@@ -119,7 +125,9 @@ class Fence:
         if not self._replay:
             self._apply_waiting(epoch_ended)
         while held(self._run.state.mode) and not self._ending and not self._replay:
+            began = time.perf_counter()
             self._mailbox.wait(HELD_POLL_SECONDS)
+            self._held_seconds += time.perf_counter() - began
             self._apply_waiting(None)
         self.next_step = 0 if self._replay else self._next_due()
 
@@ -250,6 +258,7 @@ class Fence:
         gone = self._ledger.was_deferred(delivery.command.command_id)
         delivery = replace(delivery, entry_gone=gone)
         self._execution.finish(delivery, self._outcomes.refused(delivery.command, refusal))
+        self._run.tried(delivery.command, failure=str(refusal))
         self._telemetry.alert(
             "command_given_up", str(refusal), command_id=delivery.command.command_id
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tolaria_bus.leyline import Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.tolaria.recovery.restore_points import Target
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
@@ -30,6 +30,16 @@ class Steerable(Protocol):
 
     state: TrainingState
     stopping: str
+
+    def admit(self, command: AdaptationCommand) -> None:
+        """Refuse a new command whose breaker is open.
+
+        Raises:
+            CommandRefused: ``breaker_open``.
+        """
+
+    def tried(self, command: AdaptationCommand, *, failure: str) -> None:
+        """Tell the breakers how a command went: why it failed, empty if it was applied."""
 
     def save_checkpoint(self, *, label: str = "", pin: bool = False) -> str:
         """Make the present state durable, wait for it, return its name.

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tolaria_bus.leyline import Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.safety.breakers import CHECKPOINT
 from tolaria_bus.settings import Settings
+from tolaria_bus.tolaria.control.guards import Guards
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.step import LossReading, Verdict
@@ -71,6 +73,7 @@ class Steering:
     Attributes:
         state: What is steered.
         stopping: Why the loop ends at the present fence, or empty.
+        guards: The breakers, the boundary's budget.
         cadence: At which steps to take a snapshot.
         fence: Knows which journal records the state contains; set once it is made.
     """
@@ -90,6 +93,7 @@ class Steering:
     ) -> None:
         self.state = state
         self.stopping = ""
+        self.guards = Guards(state, folder, telemetry, boundary_ms=settings.boundary_ms)
         self._folder = folder
         self._settings = settings
         self._telemetry = telemetry
@@ -114,7 +118,7 @@ class Steering:
             folder,
             job=job,
             on_saved=self._saved,
-            on_failed=lambda name, why: telemetry.alert("checkpoint_failed", why, checkpoint=name),
+            on_failed=self._not_saved,
         )
         self._deadline = deadline
         self._wall_ns = wall_ns
@@ -124,6 +128,14 @@ class Steering:
     def stop(self, reason: str) -> None:
         """End the run at this fence; the first reason stays."""
         self.stopping = self.stopping or reason
+
+    def admit(self, command: AdaptationCommand) -> None:
+        """Refuse a new command whose breaker is open: ``breaker_open``."""
+        self.guards.admit(command)
+
+    def tried(self, command: AdaptationCommand, *, failure: str) -> None:
+        """Tell the breakers how a command went."""
+        self.guards.tried(command, failure=failure)
 
     def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
         """Broadcast an emergency signal."""
@@ -147,8 +159,11 @@ class Steering:
         return self._newest_checkpoint()
 
     def save_later(self) -> None:
-        """Copy the present state and write it behind the training, if it is healthy."""
-        if self.check_health():
+        """Copy the present state and write it behind the training, if it is healthy.
+
+        A disk that refuses again and again isn't asked at each epoch: its breaker is open.
+        """
+        if self.check_health() and self.guards.allows(CHECKPOINT):
             self._saving.later(self.fence.contained)
 
     def save_at_end(self) -> str:
@@ -163,17 +178,22 @@ class Steering:
         """Finish the checkpoints that were begun, within so many seconds."""
         self._saving.close(seconds)
 
-    def _newest_checkpoint(self) -> str:
-        self._saving.wait()
-        live = self._folder.live_checkpoints()
-        return live[-1].name if live else ""
-
     def _saved(self, name: str) -> None:
         self._telemetry.event("checkpoint", f"{name} is durable")
+        self.guards.succeeded(CHECKPOINT)
         step, _, sequence = parse_name(name)
         if not self._folder.live.is_live(sequence, step):
             # A rollback undid it while it was being written.
             self._mark_checkpoints()
+
+    def _not_saved(self, name: str, why: str) -> None:
+        self._telemetry.alert("checkpoint_failed", why, checkpoint=name)
+        self.guards.failed(CHECKPOINT, why)
+
+    def _newest_checkpoint(self) -> str:
+        self._saving.wait()
+        live = self._folder.live_checkpoints()
+        return live[-1].name if live else ""
 
     # Rollbacks
 
@@ -285,11 +305,30 @@ class Steering:
         self._telemetry.spans("tolaria.rollback", way.marks, tier=cut.tier, cause=cut.cause)
 
     def apply_decision(self, decision: Decision) -> None:
-        """Apply a choice of the trainer's own: so far only ``halt``."""
+        """Apply a choice of the trainer's own."""
+        self.guards.apply(decision)
         if decision.kind == HALT:
             mode = self.state.mode
             mode.halted = mode.conservative = True
             mode.reason, mode.by = decision.reason, "tolaria"
+
+    # The health of the whole
+
+    def check_parts(self) -> None:
+        """Check that model, optimizer and learning rates are of one structure; ~1 µs a parameter.
+
+        Raises:
+            RuntimeError: They have come apart: a fault of the trainer or of the job's own code.
+        """
+        state = self.state
+        present = {id(parameter) for parameter in state.model.parameters()}
+        for group in state.optimizer.param_groups:
+            if any(id(parameter) not in present for parameter in group["params"]):
+                raise RuntimeError(
+                    f"optimizer group {group['name']} has parameters that the model has no more"
+                )
+        if astray := set(state.optimizer.group_names()) ^ state.learning_rate.rates().keys():
+            raise RuntimeError(f"groups {sorted(astray)} have no learning rate, or no parameters")
 
     def finish_cuts(self) -> None:
         """Do what a process that died in a rollback may have left: marks, outcomes."""

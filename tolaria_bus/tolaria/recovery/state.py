@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tolaria_bus.kasmina.garden import Kasmina
 from tolaria_bus.leyline import RunMode
 from tolaria_bus.leyline.codec import from_json, to_json
+from tolaria_bus.safety.breakers import Breakers
 from tolaria_bus.tolaria.engine.data import BatchStream
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
@@ -40,6 +41,7 @@ class TrainingState:
         kasmina: The seeds' structure, stages and parameters.
         data: The order of the data and the position in it.
         watch: Running statistics of the loss.
+        breakers: What is refused because it kept failing.
         mode: Running, paused, halted, conservative, and why.
         seed: Of the run.
         step: Optimizer steps done on the live timeline.
@@ -59,6 +61,7 @@ class TrainingState:
     data: BatchStream
     watch: LossWatch
     seed: int
+    breakers: Breakers = field(default_factory=Breakers)
     mode: RunMode = field(default_factory=RunMode)
     step: int = 0
     timeline: int = 1
@@ -156,6 +159,7 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "learning_rate": state.learning_rate.state_dict(),
         "kasmina": state.kasmina.structure(),
         "watch": state.watch.state_dict(),
+        "breakers": state.breakers.state_dict(),
         # As text: JSON has no NaN.
         "losses": [
             repr(state.last_loss),
@@ -198,6 +202,8 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     )
     state.learning_rate.load_state_dict(meta["learning_rate"])
     state.watch.load_state_dict(meta["watch"])
+    # Checkpoints of version 0.1 have none.
+    state.breakers.load_state_dict(meta.get("breakers", {}))
     last, last_step, total, count = meta["losses"]
     state.last_loss, state.last_loss_step = float(last), last_step
     state.epoch_loss_sum, state.epoch_loss_count = float(total), count
