@@ -48,6 +48,7 @@ LOUD = frozenset(
         "fenced",
         "group_recreated",
         "group_removed",
+        "lease_lost",
         "length_limit",
         "refused",
         "spool_failed",
