@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -122,11 +122,36 @@ class Settings(BaseSettings):
     loss_spike_factor: float = Field(
         15.0, gt=1.0, le=1e6, description="A loss over so many times its running mean is bad."
     )
+    snapshot_every_steps: int | None = Field(
+        50, ge=1, le=2**53, description="Steps between two states kept in memory to go back to."
+    )
+    snapshot_at_epochs: bool = Field(True, description="Also one at the end of each epoch.")
+    snapshot_keep: int = Field(3, ge=1, le=1000, description="States kept in memory.")
+    snapshot_memory_mb: int = Field(
+        4096, ge=0, le=2**40, description="Memory for them, and for one more that is made ready."
+    )
+    accuracy_collapse_factor: float = Field(
+        0.5, ge=0.0, lt=1.0, description="An accuracy under so many times its best is bad; 0: none."
+    )
     rollback_lr_factor: float = Field(
         0.5, gt=0.0, le=1.0, description="Learning rates after an automatic rollback."
     )
+    rollback_data: Literal["skip", "replay"] = Field(
+        "skip", description="The data since, after an automatic one; replay needs a lowered rate."
+    )
+    rollback_clean_steps: int = Field(
+        100, ge=1, le=2**53, description="Sound steps past a failure after which it is overcome."
+    )
     rollback_limit: int = Field(
         3, ge=1, le=100, description="Automatic rollbacks in a row before the run is halted."
+    )
+
+    # Safety
+    boundary_ms: float = Field(
+        18.0,
+        gt=0.0,
+        le=600_000.0,
+        description="What an epoch's end may cost, in ms, validation and checkpoint apart.",
     )
 
     # What is published, and when

@@ -138,6 +138,8 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     torch.set_num_threads(1)
 
     def make(folder: str = "run", *, job: Any = None, **settings: Any) -> Run:
+        # No test hangs on how fast the machine is.
+        settings = {"boundary_ms": 600_000.0, **settings}
         loaded, _ = load(telemetry_seconds=0.0, device="cpu", **settings)
         return Run(loaded, tmp_path / folder, job or Moons())
 

@@ -15,7 +15,7 @@ from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
-from tolaria_bus.tolaria.control.mode import mode_name
+from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
@@ -83,7 +83,10 @@ class Trainer:
             outbound=outbound,
             telemetry=self._telemetry,
             validate=self._validate,
-            adapt=lambda epoch: self._fence.open(epoch_ended=epoch),
+            accept=self._steering.check_accuracy,
+            adapt=self._adapt,
+            check=self._steering.check_parts,
+            judge=self._steering.guards.judge_boundary,
             checkpoint=self._save_at_epoch,
             wall_ns=wall_ns,
         )
@@ -102,14 +105,20 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
-        per_epoch = state.data.steps_per_epoch
+        steering, cadence = self._steering, self._steering.cadence
         try:
             fence.finish_contained()
+            steering.finish_cuts()
             while True:
+                if state.epoch_ends and not fence.cut_is_next and not held(state.mode):
+                    self._end_epoch(state.epoch)
                 if mailbox.waiting or state.step >= fence.next_step:
                     fence.open()
+                    steering.settle()
                 if self._at_end():
                     break
+                if state.epoch_ends:
+                    continue  # A rollback has led here.
                 if corrections := state.learning_rate.apply(state.step):
                     self._report_tampering(corrections)
                 position = state.data.position
@@ -117,15 +126,16 @@ class Trainer:
                 state.step += 1
                 reading = watch.push(state.step, loss)
                 if reading is not None:
-                    state.note(reading)
                     if reading.verdict is not Verdict.OK:
-                        self._steering.recover_from(reading)
+                        steering.recover_from(reading)
+                        continue
+                    state.note(reading)
                 if self._telemetry.due():
                     self._report()
-                if state.data.position % per_epoch == 0:
-                    self._end_epoch(state.epoch)
-                elif self._saving_due():
-                    self._steering.save_later()
+                if cadence.includes(state.step, state.data.position):
+                    steering.take_snapshot()
+                if self._saving_due() and not state.epoch_ends:
+                    steering.save_later()
             return self._finish(started)
         except Exception as error:
             self._telemetry.alert(
@@ -254,7 +264,12 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
-            self._boundary.cross(epoch, self.state.end_epoch_loss())
+            self._boundary.cross(epoch, self.state.end_epoch())
+
+    def _adapt(self, epoch: int) -> float:
+        apart = self._fence.apart_seconds
+        self._fence.open(epoch_ended=epoch)
+        return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
         return validate(

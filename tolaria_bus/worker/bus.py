@@ -50,6 +50,7 @@ LOUD = frozenset(
         "group_removed",
         "lease_lost",
         "length_limit",
+        "letters_cut",
         "refused",
         "spool_failed",
         "stream_blocked",

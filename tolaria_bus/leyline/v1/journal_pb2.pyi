@@ -422,17 +422,21 @@ class TimelineCut(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     from_timeline: _builtins.int
     from_step: _builtins.int
     target_sequence: _builtins.int
     """The last record that the restored state contains."""
     target_step: _builtins.int
     checkpoint: _builtins.str
+    """From which the state came back; empty: from memory."""
     data_position: _builtins.int
     """Where the data goes on: batches drawn since the run began."""
     lr_factor: _builtins.float
     cause: _builtins.str
     command_id: _builtins.str
+    tier: _builtins.str
+    """"fast": from memory. "full": a checkpoint, and the steps from there. Both to the same bits."""
     @_builtins.property
     def mode(self) -> Global___RunMode:
         """A rollback does not change whether the run is paused: the mode goes on."""
@@ -450,10 +454,11 @@ class TimelineCut(_message.Message):
         cause: _builtins.str = ...,
         command_id: _builtins.str = ...,
         mode: Global___RunMode | None = ...,
+        tier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "checkpoint", b"checkpoint", "command_id", b"command_id", "data_position", b"data_position", "from_step", b"from_step", "from_timeline", b"from_timeline", "lr_factor", b"lr_factor", "mode", b"mode", "target_sequence", b"target_sequence", "target_step", b"target_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "checkpoint", b"checkpoint", "command_id", b"command_id", "data_position", b"data_position", "from_step", b"from_step", "from_timeline", b"from_timeline", "lr_factor", b"lr_factor", "mode", b"mode", "target_sequence", b"target_sequence", "target_step", b"target_step", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,7 @@ from tolaria_bus.leyline import (
     EmergencyLevel,
 )
 from tolaria_bus.leyline.codec import hyperparameters, short_name
+from tolaria_bus.tolaria.control.breaker_commands import judge_breaker
 from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.seed_commands import judge_seed
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
@@ -183,10 +184,11 @@ def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
     factor = _number("lr_factor", payload.get("lr_factor", 1.0))
     if not 0.0 < factor <= 1.0:
         raise CommandRefused("out_of_range", f"lr_factor = {factor}: must be in (0, 1]")
-    target = run.rollback_target(
-        _whole("target_step", payload.get("target_step")),
-        _whole("target_epoch", payload.get("target_epoch")),
-    )
+    step = _whole("target_step", payload.get("target_step"))
+    epoch = _whole("target_epoch", payload.get("target_epoch"))
+    if step is not None and epoch is not None:
+        raise CommandRefused("bad_payload", "target_step and target_epoch exclude each other")
+    target = run.rollback_target(step, epoch)
     return lambda: run.roll_back(
         target,
         replay_data=data == "replay",
@@ -262,6 +264,7 @@ _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
     CommandType.COMMAND_LEARNING_RATE: _learning_rate,
     CommandType.COMMAND_CONTINUE: _continue,
     CommandType.COMMAND_MODE: _mode,
+    CommandType.COMMAND_CIRCUIT_BREAKER: judge_breaker,
 }
 
 # Name of the payload, and whether the command means nothing without it.
@@ -271,6 +274,7 @@ _PAYLOADS: dict[int, tuple[str, bool]] = {
     CommandType.COMMAND_LEARNING_RATE: ("learning_rate", True),
     CommandType.COMMAND_EMERGENCY: ("emergency", True),
     CommandType.COMMAND_MODE: ("mode", True),
+    CommandType.COMMAND_CIRCUIT_BREAKER: ("circuit_breaker", True),
     CommandType.COMMAND_CHECKPOINT: ("checkpoint", False),
     CommandType.COMMAND_ROLLBACK: ("rollback_payload", False),
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from typing import Any
+
+from torch import Tensor
 
 from tolaria_bus.leyline import CheckpointSaved, JournalRecord
 from tolaria_bus.tolaria.recovery.checkpoints import (
@@ -77,6 +80,37 @@ class Saving:
         tensors, meta = capture(state)
         meta.update(sequence=sequence, job=self._job, label=label, epoch=state.epoch)
         self._pending.append((name, self._writer.submit(name, tensors, meta, pin=pin)))
+
+    def store(
+        self,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        sequence: int,
+        *,
+        label: str = "",
+        pin: bool = False,
+    ) -> str:
+        """Save another state than the present one, as :meth:`now` does.
+
+        Args:
+            tensors: Nobody may change them meanwhile.
+            meta: The rest of that state.
+            sequence: The last journal record that it contains.
+            label: For people.
+            pin: Retention keeps it.
+
+        Raises:
+            CheckpointFailed: It could not be written.
+        """
+        self.wait()
+        name = checkpoint_name(meta["step"], meta["timeline"], sequence)
+        epoch = meta["data_position"] // self._state.data.steps_per_epoch
+        about = {**meta, "sequence": sequence, "job": self._job, "label": label, "epoch": epoch}
+        self._pending.append((name, self._writer.submit(name, tensors, about, pin=pin)))
+        self.wait()
+        if not self._folder.checkpoints.has(name):
+            raise CheckpointFailed(f"checkpoint {name} could not be written")
+        return name
 
     def wait(self) -> None:
         """Until everything that was submitted is on disk, or has failed with an alert."""
