@@ -51,6 +51,7 @@ class Steering:
             job=job,
             on_saved=lambda name: telemetry.event("checkpoint", f"{name} is durable"),
             on_failed=lambda name, why: telemetry.alert("checkpoint_failed", why, checkpoint=name),
+            writer=settings.checkpoint_writer,
         )
 
     def stop(self, reason: str) -> None:
