@@ -8,9 +8,8 @@ import anyio
 
 from bench.harness import Figure, Result, single
 from bench.server import server
-from tests.oona.onslaught import Outcome, onslaught
+from tests.oona.onslaught import WARM_UP, WINDOW, Outcome, onslaught
 from tolaria_bus.oona.streams import Streams
-from tolaria_bus.oona.trust import KeyRing
 
 ENTRIES = 100_000
 """In two passes, with signing on and off."""
@@ -27,12 +26,13 @@ def run() -> Result:
     result = Result(
         "hostile", f"{ENTRIES:,} hostile entries, of which every one is handled or a dead letter"
     )
-    for name, ring in (("signed", KeyRing({"bench": os.urandom(32)})), ("unsigned", KeyRing())):
+    both: dict[str, dict[str, bytes]] = {"signed": {"bench": os.urandom(32)}, "unsigned": {}}
+    for name, keys in both.items():
         with server() as place:
             stream = Streams().control(name)
             found = anyio.run(
                 onslaught,
-                *(place.url, stream, ring, ENTRIES // 2, SEED),
+                *(place.url, stream, keys, ENTRIES // 2, SEED),
                 backend="asyncio",
                 backend_options={"use_uvloop": True},
             )
@@ -49,10 +49,15 @@ def _figures(name: str, found: Outcome) -> list[Figure]:
         single(f"{name}: entries read and finished", [total / found.seconds], "entries/s"),
         single(f"{name}: longest stall of the event loop", [found.stall * 1e3], "ms"),
         single(
-            f"{name}: memory, median of the last third over that of the first",
+            f"{name}: memory, median of the last {WINDOW:,} entries over that of the first",
             [found.growth / MEBIBYTE],
             "MiB",
             goal="flat",
+        ),
+        single(
+            f"{name}: memory, most at any time over least, after {WARM_UP:,} entries",
+            [found.swing / MEBIBYTE],
+            "MiB",
         ),
         single(f"{name}: handled", [found.handled], "entries"),
         single(f"{name}: dead letters: {reasons}", [sum(found.dead.values())], "letters"),

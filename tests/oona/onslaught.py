@@ -1,34 +1,37 @@
 """Hostile entries through a real consumer on a real server, and what came of them.
 
-Entries are sent, and letters read, in a thread of their own, so that the event loop has the
-consumer alone and its stalls are the consumer's.
+Entries are sent, and letters read, by another process, so that this one has the consumer alone: its
+stalls and its memory are the consumer's.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import islice
 from statistics import median
 from typing import Any
 
 import anyio
 import psutil
-import redis as blocking_redis
 
-from tests.oona.hostile import Hostile, Sent
+from tests.oona.attacker import Plan, attacker
+from tests.oona.hostile import Sent
 from tolaria_bus.leyline import AdaptationCommand, BusMessageType, DeadLetter
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer, Received
 from tolaria_bus.oona.opening import REFUSED_REASONS, Opener
-from tolaria_bus.oona.streams import dead_letters_of
 from tolaria_bus.oona.trust import KeyRing, NonceWindow
 
 GROUP = "tolaria"
 CHUNK = 500
 """Entries sent before those sent earlier are looked at: what bounds the server's memory."""
+WARM_UP = 1_000
+"""Entries before memory is looked at."""
+WINDOW = 2_000
+"""Entries at either end whose memory is compared."""
 BEAT = 0.005  # seconds
 LIMIT = 120.0  # seconds for one chunk: much longer than it takes
 
@@ -45,6 +48,7 @@ class Outcome:
         stall: The longest time that the event loop stood still, in seconds.
         told: Events, by name.
         memory: Bytes that this process holds, after each chunk.
+        peak: The most that it held while a chunk was read, by chunk.
         wrong: What should not have been, in words.
     """
 
@@ -55,30 +59,42 @@ class Outcome:
     stall: float = 0.0
     told: Counter[str] = field(default_factory=Counter)
     memory: list[int] = field(default_factory=list)
+    peak: list[int] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     @property
     def growth(self) -> int:
-        """Bytes by which the median of the last third is over that of the first.
+        """Bytes by which the median of the last ``WINDOW`` entries is over that of the first.
 
-        Not the most: that is up to how many megabytes happen to be in one chunk.
+        Those of a warm-up left out. Not the most: what the allocator has not given back yet is up
+        to how many megabytes happen to be in one chunk.
         """
-        third = max(1, len(self.memory) // 3)
-        return int(median(self.memory[-third:]) - median(self.memory[:third]))
+        begin, length = WARM_UP // CHUNK, WINDOW // CHUNK
+        first, last = self.memory[begin : begin + length], self.memory[-length:]
+        return int(median(last) - median(first))
+
+    @property
+    def swing(self) -> int:
+        """Bytes between the least and the most that were held at any time after the warm-up."""
+        begin = WARM_UP // CHUNK
+        return max(self.peak[begin:]) - min(self.memory[begin:])
 
 
-async def onslaught(url: str, stream: str, ring: KeyRing, count: int, seed: int) -> Outcome:
+async def onslaught(
+    url: str, stream: str, keys: Mapping[str, bytes], count: int, seed: int
+) -> Outcome:
     """Send ``count`` hostile entries and have them read.
 
     Args:
         url: A server that has no such stream.
         stream: A run's control stream.
-        ring: What the reader trusts.
+        keys: What the reader trusts; empty: everybody.
         count: How many, good ones among them.
         seed: Of the entries.
     """
     found = Outcome()
     handled: list[tuple[str, str]] = []
+    ring = KeyRing(dict(keys))
 
     async def handler(received: Received) -> None:
         message = received.opened.message
@@ -111,22 +127,23 @@ async def onslaught(url: str, stream: str, ring: KeyRing, count: int, seed: int)
         await consumer.prepare()
         tasks.start_soon(consumer.run, handler)
         tasks.start_soon(_beat, found)
-        with blocking_redis.Redis.from_url(url, socket_timeout=30) as client:
-            entries = Hostile(seed, stream, ring).entries(count)
-            while chunk := await anyio.to_thread.run_sync(lambda: list(islice(entries, CHUNK))):
-                handled.clear()
+        with attacker(Plan(url, stream, keys, count, seed)) as other:
+            while True:
+                found.peak.append(0)
                 began = time.perf_counter()
-                ids = await anyio.to_thread.run_sync(_send, client, stream, chunk)
+                chunk = await other.send(CHUNK)
+                if not chunk:
+                    break
                 with anyio.fail_after(LIMIT):
                     while await acks.xlen(stream):  # noqa: ASYNC110 - nobody tells
                         await anyio.sleep(BEAT)
                 found.seconds += time.perf_counter() - began
-                letters = await anyio.to_thread.run_sync(_letters, client, stream, ring)
-                _judge(found, dict(zip(ids, chunk, strict=True)), handled, letters)
+                _judge(found, chunk, handled, await other.letters())
+                handled.clear()
                 found.memory.append(psutil.Process().memory_info().rss)
-            groups: Any = client.xinfo_groups(stream)
-            if [(group["pending"], group["lag"]) for group in groups] != [(0, 0)]:
-                found.wrong.append(f"left in the group: {groups}")
+        groups: Any = await acks.xinfo_groups(stream)
+        if [(group["pending"], group["lag"]) for group in groups] != [(0, 0)]:
+            found.wrong.append(f"left in the group: {groups}")
         if unexpected := found.told.keys() - {"dead_letter", "bad_signatures"}:
             found.wrong.append(f"told: {sorted(unexpected)}")
         if len(consumer.in_flight) or consumer.dead != found.dead or consumer.lost:
@@ -137,33 +154,13 @@ async def onslaught(url: str, stream: str, ring: KeyRing, count: int, seed: int)
 
 
 async def _beat(found: Outcome) -> None:
+    process = psutil.Process()
     while True:
         began = time.monotonic()
         await anyio.sleep(BEAT)
         found.stall = max(found.stall, time.monotonic() - began - BEAT)
-
-
-def _send(client: Any, stream: str, chunk: list[Sent]) -> list[str]:
-    pipe = client.pipeline(transaction=False)
-    for sent in chunk:
-        pipe.execute_command("XADD", stream, "*", *(part for pair in sent.fields for part in pair))
-    return [entry_id.decode() for entry_id in pipe.execute()]
-
-
-def _letters(client: Any, stream: str, ring: KeyRing) -> list[DeadLetter]:
-    """Read the dead letters and remove them."""
-    dead = dead_letters_of(stream)
-    opener = Opener(ring, None)
-    found: list[DeadLetter] = []
-    while page := client.xrange(dead, count=100):
-        for entry_id, fields in page:
-            letter = opener.open(dead, entry_id, fields).message
-            assert isinstance(letter, DeadLetter)
-            # The rest may be a megabyte.
-            letter.ClearField("fields")
-            found.append(letter)
-        client.xdel(dead, *(entry_id for entry_id, _ in page))
-    return found
+        if found.peak:
+            found.peak[-1] = max(found.peak[-1], process.memory_info().rss)
 
 
 def _judge(

@@ -20,7 +20,7 @@ from tests.oona.bus import (
 )
 from tolaria_bus.oona.consumer import Received
 from tolaria_bus.oona.in_flight import InFlight
-from tolaria_bus.oona.reading import Member
+from tolaria_bus.oona.reading import Delivered, Member
 
 
 async def claims(redis: Redis) -> list[Any]:
@@ -220,7 +220,7 @@ async def test_a_stop_waits_for_claims_that_are_being_extended(redis: Redis):
     """Else they would be extended after they were released."""
     entry_id = await taken_entry(redis, CONTROL, GROUP)
     in_flight = InFlight(redis, Member(CONTROL, GROUP, "me"), Events())
-    in_flight.hold([entry_id])
+    in_flight.hold([Delivered(entry_id, {}, 1, False)])
     order: list[str] = []
 
     async def renew() -> None:

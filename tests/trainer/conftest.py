@@ -109,7 +109,7 @@ class Run:
     def train(self) -> RunSummary:
         """Train to the end in this thread."""
         with closing(RunFolder.open(self.path)) as folder:
-            options = {} if self.wall_ns is None else {"wall_ns": self.wall_ns}
+            options: dict[str, Any] = {} if self.wall_ns is None else {"wall_ns": self.wall_ns}
             trainer = Trainer(
                 view(self.job), self.settings, "r", folder, self.mailbox, self.outbound, **options
             )
@@ -138,6 +138,8 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     torch.set_num_threads(1)
 
     def make(folder: str = "run", *, job: Any = None, **settings: Any) -> Run:
+        # No test hangs on how fast the machine is.
+        settings = {"boundary_ms": 600_000.0, **settings}
         loaded, _ = load(telemetry_seconds=0.0, device="cpu", **settings)
         return Run(loaded, tmp_path / folder, job or Moons())
 

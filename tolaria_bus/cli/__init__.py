@@ -21,7 +21,7 @@ from tolaria_bus.cli.lazy import HELP, ReaderGone, group
 
 PROGRAM: Final = "tolaria-bus"
 INTERRUPTED: Final = 130
-_COMMANDS: Final = ("run", "worker", "send", "tail", "dlq", "doctor")
+_COMMANDS: Final = ("run", "worker", "weatherlight", "send", "tail", "dlq", "doctor")
 _MODULES: Final = {"worker": "run"}
 """Commands that live in another module than their own name's."""
 

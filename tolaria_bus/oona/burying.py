@@ -16,8 +16,10 @@ from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.dead_letters import begun_key, build, bury, seen_key
 from tolaria_bus.oona.events import OnEvent
 from tolaria_bus.oona.in_flight import InFlight
+from tolaria_bus.oona.letter_limit import LetterLimit
 from tolaria_bus.oona.reading import Delivered, Member
 from tolaria_bus.oona.scripts import Entry, mend
+from tolaria_bus.oona.streams import dead_letters_of
 from tolaria_bus.oona.trust import FRESH_AHEAD_MS, KeyRing
 
 _MEND_AT_MOST: Final = 100_000
@@ -29,8 +31,8 @@ class Burying:
 
     Events: ``dead_letter`` (stream, entry_id, reason, detail), ``stream_mended`` (stream,
     left_behind): an id from the future kept it from going on, ``stream_blocked`` (stream, entries):
-    the same, but it can't be mended, and those of :class:`Attempts` for letters that can't be
-    written.
+    the same, but it can't be mended, those of :class:`LetterLimit`, and those of :class:`Attempts`
+    for letters that can't be written.
 
     Args:
         client: Not the one that blocks.
@@ -43,6 +45,7 @@ class Burying:
     Attributes:
         dead: Entries that became dead letters, by reason.
         mend_at_most: Entries of a stream that is mended.
+        limit: What the letters may have together.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Burying:
     ) -> None:
         self.dead: Counter[str] = Counter()
         self.mend_at_most = _MEND_AT_MOST
+        self.limit = LetterLimit(client, dead_letters_of(member.stream), on_event)
         self._client = client
         self._member = member
         self._in_flight = in_flight
@@ -155,3 +159,4 @@ class Burying:
                 "detail": letter.detail,
             },
         )
+        await self.limit.wrote(letter.ByteSize())

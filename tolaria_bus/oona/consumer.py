@@ -44,9 +44,10 @@ from tolaria_bus.oona.handover import TRIES, Handler
 from tolaria_bus.oona.in_flight import InFlight
 from tolaria_bus.oona.intake import Intake, SyncClock
 from tolaria_bus.oona.opening import Opener
+from tolaria_bus.oona.portion import BATCH
 from tolaria_bus.oona.reading import Delivered, GroupReader, Member
 from tolaria_bus.oona.received import Received
-from tolaria_bus.oona.rounds import BATCH, Rounds
+from tolaria_bus.oona.rounds import Rounds
 from tolaria_bus.oona.trust import KeyRing, parse_entry_id
 
 __all__ = ["BATCH", "BLOCK", "MIN_IDLE", "Consumer", "Handler", "Received"]
@@ -274,6 +275,8 @@ class Consumer:
                     self._reading.cancel()
                 else:
                     self._attempts.answered()
+                # Not while the next is waited for: it may be megabytes.
+                entries = None
 
     def _time(self, entries: list[Delivered]) -> None:
         now = self._server_now()
@@ -289,7 +292,7 @@ class Consumer:
                 with anyio.CancelScope() as self._reading:
                     entries = await self._rounds.read()
                 if entries is not None:
-                    self.in_flight.hold(entry.entry_id for entry in entries)
+                    self.in_flight.hold(entries)
                 if not self._stopped.is_set():
                     await send.send((beginning, entries))
 

@@ -24,6 +24,8 @@ from tolaria_bus.oona.trust import KeyRing
 
 KEPT_BYTES: Final = (1 << 20) - (64 << 10)
 """Of the entry's own bytes: a letter is a message, and with all around it has to be under 1 MiB."""
+PART_BYTES: Final = 16 << 10
+"""Kept of an entry that doesn't fit: it can't be put back, and for a look at it this is enough."""
 
 _DETAIL: Final = 4096  # characters
 _FIELDS: Final = 2048
@@ -47,7 +49,8 @@ def build(
         entry: Which one.
         reason: One word, for programs.
         detail: One sentence, for people.
-        fields: The entry as it was; what is over ``KEPT_BYTES``, or 2048 fields, is cut off.
+        fields: The entry as it was; of one with more than ``KEPT_BYTES``, or 2048 fields, the first
+            ``PART_BYTES``.
         consumer: Who gave it up.
         deliveries: How often it was delivered.
         clock: Nanoseconds since the epoch.
@@ -65,14 +68,14 @@ def build(
     if milliseconds.isdigit() and int(milliseconds) < 1 << 47:
         letter.first_seen_at.FromMilliseconds(int(milliseconds))
     letter.dead_at.FromNanoseconds(clock())
-    room = KEPT_BYTES
+    size = sum(map(len, fields)) + sum(map(len, fields.values()))
+    letter.truncated = size > KEPT_BYTES or len(fields) > _FIELDS
+    room = PART_BYTES if letter.truncated else KEPT_BYTES
     for name, value in fields.items():
+        if room <= 0 or len(letter.fields) == _FIELDS:
+            break
         kept_name = name[:room]
         kept = value[: room - len(kept_name)]
-        letter.truncated |= len(kept_name) + len(kept) < len(name) + len(value)
-        if room <= 0 or len(letter.fields) == _FIELDS:
-            letter.truncated = True
-            break
         room -= len(kept_name) + len(kept)
         letter.fields.append(DeadLetterField(name=kept_name, value=kept))
     return letter

@@ -7,7 +7,7 @@ while the last group was on its way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -18,12 +18,14 @@ from redis.exceptions import RedisError
 from tolaria_bus.oona import scripts
 from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.events import OnEvent
-from tolaria_bus.oona.reading import Member
+from tolaria_bus.oona.reading import Delivered, Member
 
 _GROUP: Final = 500
 """Entries acknowledged, or claims extended, in one call."""
 _REMEMBERED: Final = 10_000
 """Finished entries, at least, that are known if the server hands them out again."""
+_LARGE: Final = 16 << 10
+"""Bytes of an entry whose size is kept in mind: a thousand smaller ones are no burden."""
 
 
 class InFlight:
@@ -50,6 +52,8 @@ class InFlight:
         self._on_event = on_event
         self._attempts = Attempts(f"{member.stream} acknowledgements", on_event)
         self._entries: set[str] = set()
+        # Bytes of the large ones among those held or in flight.
+        self._large: dict[str, int] = {}
         # On their way to the dead letters: the server may be done with one before we hear of it.
         self._dying: set[str] = set()
         self._claims_lost: set[str] = set()
@@ -71,6 +75,11 @@ class InFlight:
         """How often the connection of the acknowledgements was lost and came back."""
         return self._attempts.reconnects
 
+    @property
+    def large_bytes(self) -> int:
+        """What the large entries among those held or in flight have together."""
+        return sum(self._large.values())
+
     def ids(self) -> frozenset[str]:
         """Of all entries in flight."""
         return frozenset(self._entries)
@@ -88,20 +97,25 @@ class InFlight:
         }
         return self.ids() | forgotten | self._waiting.keys()
 
-    def hold(self, entry_ids: Iterable[str]) -> None:
+    def hold(self, entries: Sequence[Delivered]) -> None:
         """Entries were read."""
-        self.held.update(entry_ids)
+        for entry in entries:
+            self.held.add(entry.entry_id)
+            if entry.size > _LARGE:
+                self._large[entry.entry_id] = entry.size
 
     def let_go(self, entry_ids: Iterable[str]) -> None:
         """Entries that were read won't be handed over; the server delivers them again."""
-        self.held.difference_update(entry_ids)
+        for entry_id in entry_ids:
+            self.held.discard(entry_id)
+            self._large.pop(entry_id, None)
 
     async def let_go_all(self) -> None:
         """Nothing more will be handed over: from now on, claims on what was read aren't extended.
 
         Returns when none is being extended any more.
         """
-        self.held.clear()
+        self.let_go(list(self.held))
         async with self._renewing:
             pass
 
@@ -110,6 +124,7 @@ class InFlight:
         self.held.discard(entry_id)
         if entry_id in self._claims_lost:
             self._claims_lost.discard(entry_id)
+            self._large.pop(entry_id, None)
             return False
         self._entries.add(entry_id)
         return True
@@ -140,6 +155,8 @@ class InFlight:
         self._entries.discard(entry_id)
         if self._dying:
             self._dying.discard(entry_id)
+        if self._large:
+            self._large.pop(entry_id, None)
         if self._claims_lost:
             self._claims_lost.discard(entry_id)
         if self._changed is not None:
@@ -167,7 +184,7 @@ class InFlight:
             acknowledged = self._finished_before.get(entry_id)
         if acknowledged is None:
             return False
-        self.held.discard(entry_id)
+        self.let_go([entry_id])
         if acknowledged:
             self._ask(entry_id)
         return True

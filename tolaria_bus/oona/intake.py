@@ -149,7 +149,7 @@ class Intake:
             try:
                 judged.append((entry, self._open(entry)))
             except Refused as refused:
-                judged.append((entry, refused))
+                judged.append((entry, _without_frames(refused)))
                 ahead = ahead or isinstance(refused, IdAhead)
         if ahead:
             judged = await self._judge_again(judged)
@@ -249,7 +249,7 @@ class Intake:
         try:
             return self._open(entry)
         except Refused as refused:
-            return refused
+            return _without_frames(refused)
 
     async def _judge_again(self, judged: list[_Judged]) -> list[_Judged]:
         """An entry seems to be ahead of the server: is it ahead of what the server's clock says?"""
@@ -280,3 +280,13 @@ class Intake:
         await self.burying.bury(entry, refused.reason, refused.detail)
         if isinstance(refused, IdAhead):
             await self.burying.mend()
+
+
+def _without_frames(refused: Refused) -> Refused:
+    """Cut it off from where it was raised.
+
+    That holds the frames that hold it, and with it entries of megabytes, until the garbage
+    collector comes.
+    """
+    refused.__traceback__ = refused.__context__ = None
+    return refused

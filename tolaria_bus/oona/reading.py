@@ -45,12 +45,14 @@ class Delivered:
         fields: What it holds; empty if it was deleted while it was pending.
         deliveries: How often it was delivered, this time included.
         redelivered: Not for the first time, or not for the first time to us.
+        size: Bytes of its fields, names and values.
     """
 
     entry_id: str
     fields: Mapping[bytes, bytes]
     deliveries: int
     redelivered: bool
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class GroupReader:
         milliseconds = max(1, int(block.total_seconds() * 1000))
         found = await self._read(self._client, ">", most, "BLOCK", milliseconds)
         return [
-            Delivered(entry_id.decode(), _mapping(flat), 1, False)
+            Delivered(entry_id.decode(), _mapping(flat), 1, False, sum(map(len, flat)))
             for _, entries in found
             for entry_id, flat in entries
         ]
@@ -183,7 +185,7 @@ class GroupReader:
             return []
         counts = await self._pending(found[0][0], found[-1][0], most)
         return [
-            Delivered(entry_id, fields, counts.get(entry_id, 1), redelivered=True)
+            Delivered(entry_id, fields, counts.get(entry_id, 1), True, _size(fields))
             for entry_id, fields in found
         ]
 
@@ -202,6 +204,10 @@ class GroupReader:
 def _as_it_came(response: Any, **options: Any) -> Any:
     del options
     return response
+
+
+def _size(fields: Mapping[bytes, bytes]) -> int:
+    return sum(map(len, fields)) + sum(map(len, fields.values()))
 
 
 def _mapping(flat: Sequence[bytes]) -> Mapping[bytes, bytes]:

@@ -13,10 +13,11 @@ from redis.exceptions import RedisError, ResponseError
 from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.events import OnEvent
 from tolaria_bus.oona.in_flight import InFlight
+from tolaria_bus.oona.portion import Portion
 from tolaria_bus.oona.reading import Delivered, GroupReader, Member
 
-BATCH: Final = 256
-"""Entries of one read."""
+IN_HAND_BYTES: Final = 32 << 20
+"""Of large entries that were read and aren't finished: with so much nothing more is read."""
 
 _SWEEP_EVERY: Final = 1.0
 """Seconds between two looks for what others left; half of ``min_idle`` where that is less."""
@@ -76,6 +77,7 @@ class Rounds:
         self._monotonic = monotonic
         self._prepared = False
         self._gone = False
+        self._portion = Portion()
         self._own_after: str | None = "0"
         self._wait = 0.0
         # A generator of its own: nothing here may draw from the one that training shares.
@@ -112,6 +114,7 @@ class Rounds:
         except (RedisError, OSError) as error:
             self.failed(error)
             return None
+        self._portion.came(entries)
         self._attempts.reached()
         return entries
 
@@ -130,8 +133,8 @@ class Rounds:
                 detail = {"stream": self._member.stream, "group": self._member.group}
                 self._on_event("group_recreated", detail)
         in_hand = len(self._in_flight) + len(self._in_flight.held)
-        room = min(BATCH, self._max_in_flight - in_hand)
-        if room <= 0:
+        room = min(self._portion.entries, self._max_in_flight - in_hand)
+        if room <= 0 or self._in_flight.large_bytes >= IN_HAND_BYTES:
             with anyio.move_on_after(self._block.total_seconds()):
                 await self._in_flight.change()
             return []

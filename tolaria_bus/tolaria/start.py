@@ -91,6 +91,7 @@ def fresh_state(
             job.schedule,
             total_steps=length.steps,
             steps_per_epoch=data.steps_per_epoch,
+            new_group_warmup_steps=settings.new_parameter_warmup_steps,
         ),
         kasmina=Kasmina(model),
         data=data,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
-from tolaria_bus.settings import Settings
+from tolaria_bus.safety import Phase, Signals
+from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
-from tolaria_bus.tolaria.control.mode import mode_name
+from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
@@ -44,6 +46,7 @@ class Trainer:
         folder: Where it lives on disk; opened by the caller, who also closes it.
         mailbox: What comes in.
         outbound: What goes out.
+        signals: Where a supervisor sees steps and phases; nobody looks if not given.
 
     Attributes:
         state: Everything that must survive.
@@ -58,9 +61,11 @@ class Trainer:
         mailbox: Mailbox,
         outbound: Outbound,
         *,
+        signals: Signals | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.run_id = run
+        self._signals = signals or Signals.private()
         self._job = job
         self._settings = settings
         self._folder = folder
@@ -74,7 +79,15 @@ class Trainer:
         self._step = TrainStep(
             self.state.model, job.loss, self.state.optimizer, self._device, self.state.seed
         )
-        self._steering = Steering(self.state, folder, settings, self._telemetry, job=job.name)
+        self._steering = Steering(
+            self.state,
+            folder,
+            settings,
+            self._telemetry,
+            job=job.name,
+            deadline=self._signals.deadline,
+            saving=partial(self._signals.phase, Phase.SAVING),
+        )
         self._boundary = Boundary(
             run,
             job.name,
@@ -83,7 +96,10 @@ class Trainer:
             outbound=outbound,
             telemetry=self._telemetry,
             validate=self._validate,
-            adapt=lambda epoch: self._fence.open(epoch_ended=epoch),
+            accept=self._steering.check_accuracy,
+            adapt=self._adapt,
+            check=self._steering.check_parts,
+            judge=self._steering.guards.judge_boundary,
             checkpoint=self._save_at_epoch,
             wall_ns=wall_ns,
         )
@@ -102,30 +118,40 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
-        per_epoch = state.data.steps_per_epoch
+        signals = self._signals
+        steering, cadence = self._steering, self._steering.cadence
         try:
+            signals.begin(state.step)
             fence.finish_contained()
+            steering.finish_cuts()
             while True:
+                if state.epoch_ends and not fence.cut_is_next and not held(state.mode):
+                    self._end_epoch(state.epoch)
                 if mailbox.waiting or state.step >= fence.next_step:
                     fence.open()
+                    steering.settle()
                 if self._at_end():
                     break
+                if state.epoch_ends:
+                    continue  # A rollback has led here.
                 if corrections := state.learning_rate.apply(state.step):
                     self._report_tampering(corrections)
                 position = state.data.position
                 loss = self._step(state.data.next(), position, state.timeline)
                 state.step += 1
+                signals.step(state.step)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
-                    state.note(reading)
                     if reading.verdict is not Verdict.OK:
-                        self._steering.recover_from(reading)
+                        steering.recover_from(reading)
+                        continue
+                    state.note(reading)
                 if self._telemetry.due():
                     self._report()
-                if state.data.position % per_epoch == 0:
-                    self._end_epoch(state.epoch)
-                elif self._saving_due():
-                    self._steering.save_later()
+                if cadence.includes(state.step, state.data.position):
+                    steering.take_snapshot()
+                if self._saving_due() and not state.epoch_ends:
+                    steering.save_later()
             return self._finish(started)
         except Exception as error:
             self._telemetry.alert(
@@ -169,6 +195,10 @@ class Trainer:
                     lease_token=folder.ledger.starts + 1,
                     resumed_from=self._resumed_from,
                     environment=now,
+                    job_spec=self._job.spec,
+                    job_options=self._job.options,
+                    settings=deciding(self._settings),
+                    weights_sha256="" if found else weights_sha256(state.model),
                 ),
             )
         )
@@ -216,13 +246,14 @@ class Trainer:
         if self._steering.stopping == "finished" and math.isnan(self._boundary.validation_loss):
             self._boundary.validate()  # Restarted at the very end, or --steps ended an epoch early.
         name = self._steering.save_at_end()
+        weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
         self._folder.write(
             JournalRecord(
                 timeline=state.timeline,
                 step=state.step,
                 epoch=state.epoch,
-                stopped=RunStopped(stopped_by=self._steering.stopping),
+                stopped=RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights),
             )
         )
         self._report()
@@ -235,7 +266,7 @@ class Trainer:
             loss=self._boundary.validation_loss,
             accuracy=self._boundary.validation_accuracy,
             training_loss=state.last_loss,
-            weights_sha256=weights_sha256(state.model),
+            weights_sha256=weights,
             stopped_by=self._steering.stopping,
             commands_applied=self._fence.applied,
             resumed_from=self._resumed_from,
@@ -252,16 +283,21 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
-            self._boundary.cross(epoch, self.state.end_epoch_loss())
+            self._boundary.cross(epoch, self.state.end_epoch())
+
+    def _adapt(self, epoch: int) -> float:
+        apart = self._fence.apart_seconds
+        self._fence.open(epoch_ended=epoch)
+        return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
-        return validate(
-            self.state.model,
-            self._job,
-            self._held_out,
-            self._device,
-            stop=lambda: bool(self._mailbox.stop_reason),
-        )
+        def stop() -> bool:
+            # Asked at every batch: a long validation isn't a training that hangs.
+            self._signals.progress()
+            return bool(self._mailbox.stop_reason)
+
+        with self._signals.phase(Phase.VALIDATING):
+            return validate(self.state.model, self._job, self._held_out, self._device, stop=stop)
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs
@@ -282,9 +318,10 @@ class Trainer:
             )
 
     def _report(self) -> None:
-        rates = self.state.learning_rate.rates()
-        self._rate = next(iter(rates.values()), 0.0)
-        self._speed = self._telemetry.step_metrics(self.state.last_loss, rates)
+        state = self.state
+        self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
+        figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
+        self._speed = self._telemetry.step_metrics(state.last_loss, figures)
 
     @property
     def progress(self) -> Progress:

@@ -1,18 +1,21 @@
-"""The end of an epoch: validate, assemble the state, adapt, checkpoint; each phase timed.
+"""The end of an epoch: validate, assemble the state, adapt, check, checkpoint; each phase timed.
 
-Validation and the checkpoint's copy are work; assembly and adaptation have to fit the boundary's
-budget (``tolaria.boundary.*_ms`` says what they took).
+Validation, the checkpoint's copy, and commands that are work themselves (structure, rollbacks) are
+timed apart; assembly, adaptation and check have to fit the boundary's budget. Spans say what each
+took this time, ``tolaria.boundary.*`` what they take at the median, at p99 and at the most.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psutil
 import torch
 
 from tolaria_bus.leyline import HardwareContext, SystemStatePacket
+from tolaria_bus.safety.budget import Durations
 from tolaria_bus.tolaria.control.mailbox import Outbound
 from tolaria_bus.tolaria.control.mode import mode_name
 from tolaria_bus.tolaria.control.telemetry import SOURCE, Telemetry
@@ -20,10 +23,27 @@ from tolaria_bus.tolaria.engine.validation import Validation
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 GIB = float(1 << 30)
+_PHASES = ("validation", "assembly", "adaptation", "work", "check", "checkpoint")
+_PERCENTILES = ((50, "p50"), (99, "p99"), (100, "max"))
 
 
 class Boundary:
     """Runs the phases of one epoch's end. Training thread only.
+
+    Args:
+        run: The run's id.
+        job: The job's name.
+        state: Of the run.
+        device: That it trains on.
+        outbound: Gets the state packet.
+        telemetry: Gets the timings.
+        validate: Measures the model; ``None`` where the run is being stopped.
+        accept: Told the accuracy; False where the run was sent back for it.
+        adapt: Opens the epoch fence; returns seconds that commands' own work and holds took.
+        check: Raises where the run's parts have come apart.
+        judge: Gets what each phase took, in milliseconds.
+        checkpoint: Copies the state, if it is time to.
+        wall_ns: Wall clock.
 
     Attributes:
         validation_loss: Of the newest validation; NaN before the first.
@@ -40,7 +60,10 @@ class Boundary:
         outbound: Outbound,
         telemetry: Telemetry,
         validate: Callable[[], Validation | None],
-        adapt: Callable[[int], None],
+        accept: Callable[[float | None], bool],
+        adapt: Callable[[int], float],
+        check: Callable[[], None],
+        judge: Callable[[Mapping[str, float]], None],
         checkpoint: Callable[[], None],
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -53,7 +76,11 @@ class Boundary:
         self._outbound = outbound
         self._telemetry = telemetry
         self._validate = validate
+        self._accept = accept
         self._adapt = adapt
+        self._check = check
+        self._judge = judge
+        self._durations = {phase: Durations() for phase in _PHASES}
         self._checkpoint = checkpoint
         self._wall_ns = wall_ns
 
@@ -65,34 +92,63 @@ class Boundary:
             training_loss: Its mean training loss.
         """
         stamps = [time.perf_counter()]
+        began_ns = self._wall_ns()
 
         def stamp() -> None:
             stamps.append(time.perf_counter())
 
-        self.validate()
+        if not self._accept(self.validate()):
+            return
         stamp()
         self._outbound.state(self.assemble(epoch, training_loss))
         stamp()
-        self._adapt(epoch)
+        work_ms = self._adapt(epoch) * 1e3
+        stamp()
+        self._check()
         stamp()
         self._checkpoint()
         stamp()
-        phases = ("validation", "assembly", "adaptation", "checkpoint")
-        points = {
-            f"tolaria.boundary.{phase}_ms": ((end - start) * 1e3, "ms")
-            for phase, start, end in zip(phases, stamps, stamps[1:], strict=False)
-        }
+        validated, assembled, adapted, checked, saved = (
+            (end - start) * 1e3 for start, end in itertools.pairwise(stamps)
+        )
+        took_ms = dict(
+            zip(
+                _PHASES,
+                (validated, assembled, adapted - work_ms, work_ms, checked, saved),
+                strict=True,
+            )
+        )
+        self._telemetry.spans("tolaria.boundary", _marks(began_ns, took_ms))
+        self._judge(took_ms)
+        points = self._percentiles(took_ms)
         points["tolaria.training.epoch_loss"] = (training_loss, "")
         points["tolaria.validation.loss"] = (self.validation_loss, "")
         if self.validation_accuracy is not None:
             points["tolaria.validation.accuracy"] = (self.validation_accuracy, "1")
         self._telemetry.metrics(points)
 
-    def validate(self) -> None:
-        """Measure the model on the held-out data, unless the run is being stopped."""
+    def _percentiles(self, took_ms: Mapping[str, float]) -> dict[str, tuple[float, str]]:
+        points = {}
+        for phase, durations in self._durations.items():
+            durations.add(took_ms[phase])
+            for percent, name in _PERCENTILES:
+                points[f"tolaria.boundary.{phase}_ms.{name}"] = (
+                    durations.percentile(percent),
+                    "ms",
+                )
+        return points
+
+    def validate(self) -> float | None:
+        """Measure the model on the held-out data, unless the run is being stopped.
+
+        Returns:
+            The accuracy, ``None`` where there is none.
+        """
         measured = self._validate()
-        if measured is not None:
-            self.validation_loss, self.validation_accuracy = measured
+        if measured is None:
+            return None
+        self.validation_loss, self.validation_accuracy = measured
+        return measured.accuracy
 
     def assemble(self, epoch: int, training_loss: float) -> SystemStatePacket:
         """The state of the run, as Tamiyo gets it."""
@@ -119,6 +175,12 @@ class Boundary:
             packet.training_metrics[f"learning_rate.{group}"] = rate
         packet.training_metrics["loss.running_mean"] = state.watch.mean
         return packet
+
+
+def _marks(began_ns: int, took_ms: Mapping[str, float]) -> list[tuple[str, int]]:
+    """Phase and its start, in nanoseconds of the wall clock; at last the end."""
+    ends = itertools.accumulate((int(took * 1e6) for took in took_ms.values()), initial=began_ns)
+    return list(zip((*took_ms, ""), ends, strict=True))
 
 
 def hardware(device: torch.device) -> HardwareContext:

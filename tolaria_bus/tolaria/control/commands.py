@@ -18,12 +18,12 @@ from tolaria_bus.leyline import (
     CommandType,
     EmergencyLevel,
 )
-from tolaria_bus.leyline.codec import hyperparameters, short_name
+from tolaria_bus.leyline.codec import short_name
+from tolaria_bus.tolaria.control.breaker_commands import judge_breaker
 from tolaria_bus.tolaria.control.mode import held, mode_name
+from tolaria_bus.tolaria.control.optimizer_commands import judge_optimizer, rate_effect
 from tolaria_bus.tolaria.control.seed_commands import judge_seed
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
-from tolaria_bus.tolaria.engine.learning_rate import LearningRateRefused
-from tolaria_bus.tolaria.engine.optimizer import OptimizerRefused
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
 
 __all__ = ["CommandRefused", "Details", "Effect", "Steerable", "prepare"]
@@ -109,65 +109,13 @@ def _learning_rate(command: AdaptationCommand, run: Steerable) -> Effect:
         raise CommandRefused(
             "bad_payload", "learning_rate: exactly one of learning_rate and factor must be given"
         )
-    return _rate_effect(
+    return rate_effect(
         run,
         rate=wanted.learning_rate if wanted.HasField("learning_rate") else None,
         factor=wanted.factor if wanted.HasField("factor") else None,
         warmup_steps=wanted.warmup_steps,
         group=wanted.group or None,
     )
-
-
-def _rate_effect(
-    run: Steerable,
-    *,
-    rate: float | None,
-    factor: float | None,
-    warmup_steps: int,
-    group: str | None,
-) -> Effect:
-    controller = run.state.learning_rate
-    try:
-        change = controller.plan(rate=rate, factor=factor, warmup_steps=warmup_steps, group=group)
-    except LearningRateRefused as error:
-        raise CommandRefused("out_of_range", str(error)) from error
-
-    def effect() -> Details:
-        before = dict(controller.rates())
-        controller.commit(change, run.state.step)
-        return {"before": before, "after": dict(controller.rates())}
-
-    return effect
-
-
-def _optimizer(command: AdaptationCommand, run: Steerable) -> Effect:
-    wanted = command.optimizer_adjustment
-    values = hyperparameters(wanted.hyperparameters, wanted.values)
-    manager = run.state.optimizer
-    if wanted.optimizer_id and wanted.optimizer_id.lower() != manager.name.lower():
-        raise CommandRefused(
-            "unsupported", f"optimizer_id {wanted.optimizer_id!r}: the run uses {manager.name}"
-        )
-    if not values:
-        raise CommandRefused("bad_payload", "hyperparameters: none given")
-    rate = values.pop("lr", None)
-    change_rate: Effect = dict
-    if rate is not None:
-        change_rate = _rate_effect(
-            run, rate=_number("lr", rate), factor=None, warmup_steps=0, group=None
-        )
-    try:
-        manager.check_hyperparameters(values)
-    except OptimizerRefused as error:
-        raise CommandRefused("out_of_range", str(error)) from error
-
-    def effect() -> Details:
-        details = change_rate()
-        if values:
-            manager.set_hyperparameters(values)
-        return {**details, "hyperparameters": values}
-
-    return effect
 
 
 def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
@@ -183,10 +131,11 @@ def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
     factor = _number("lr_factor", payload.get("lr_factor", 1.0))
     if not 0.0 < factor <= 1.0:
         raise CommandRefused("out_of_range", f"lr_factor = {factor}: must be in (0, 1]")
-    target = run.rollback_target(
-        _whole("target_step", payload.get("target_step")),
-        _whole("target_epoch", payload.get("target_epoch")),
-    )
+    step = _whole("target_step", payload.get("target_step"))
+    epoch = _whole("target_epoch", payload.get("target_epoch"))
+    if step is not None and epoch is not None:
+        raise CommandRefused("bad_payload", "target_step and target_epoch exclude each other")
+    target = run.rollback_target(step, epoch)
     return lambda: run.roll_back(
         target,
         replay_data=data == "replay",
@@ -253,7 +202,7 @@ def _whole(field: str, value: object) -> int | None:
 _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
     CommandType.COMMAND_SEED: judge_seed,
     CommandType.COMMAND_ROLLBACK: _rollback,
-    CommandType.COMMAND_OPTIMIZER: _optimizer,
+    CommandType.COMMAND_OPTIMIZER: judge_optimizer,
     CommandType.COMMAND_PAUSE: _pause,
     CommandType.COMMAND_EMERGENCY: _emergency,
     CommandType.COMMAND_RESUME: _resume,
@@ -262,6 +211,7 @@ _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
     CommandType.COMMAND_LEARNING_RATE: _learning_rate,
     CommandType.COMMAND_CONTINUE: _continue,
     CommandType.COMMAND_MODE: _mode,
+    CommandType.COMMAND_CIRCUIT_BREAKER: judge_breaker,
 }
 
 # Name of the payload, and whether the command means nothing without it.
@@ -271,6 +221,7 @@ _PAYLOADS: dict[int, tuple[str, bool]] = {
     CommandType.COMMAND_LEARNING_RATE: ("learning_rate", True),
     CommandType.COMMAND_EMERGENCY: ("emergency", True),
     CommandType.COMMAND_MODE: ("mode", True),
+    CommandType.COMMAND_CIRCUIT_BREAKER: ("circuit_breaker", True),
     CommandType.COMMAND_CHECKPOINT: ("checkpoint", False),
     CommandType.COMMAND_ROLLBACK: ("rollback_payload", False),
 }

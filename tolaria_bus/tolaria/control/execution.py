@@ -31,6 +31,18 @@ from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 RETRY_SECONDS = 1.0
 """Between two tries to write to a journal that could not be written."""
 
+WORK = frozenset(
+    {
+        CommandType.COMMAND_SEED,
+        CommandType.COMMAND_OPTIMIZER,
+        CommandType.COMMAND_STRUCTURAL_PRUNING,
+        CommandType.COMMAND_CHECKPOINT,
+        CommandType.COMMAND_ROLLBACK,
+        CommandType.COMMAND_EMERGENCY,
+    }
+)
+"""Commands that are work themselves: structure, checkpoints, rollbacks."""
+
 
 class Execution:
     """Applies commands, one at a time, and keeps the journal ahead of each.
@@ -38,6 +50,7 @@ class Execution:
     Attributes:
         applied: Commands that took effect in this process, replayed ones included.
         blocked: The journal could not be written; commands wait.
+        work_seconds: What commands took in this process that are work themselves.
     """
 
     def __init__(
@@ -50,6 +63,7 @@ class Execution:
     ) -> None:
         self.applied = 0
         self.blocked = False
+        self.work_seconds = 0.0
         self._run = run
         self._folder = folder
         self._outbound = outbound
@@ -63,6 +77,7 @@ class Execution:
         if command.command_type == CommandType.COMMAND_CANCEL:
             self._deferred(command.cancel.command_id)
         else:
+            self._run.admit(command)
             prepare(command, self._run)
 
     def attempt(self, delivery: Delivery, place: int, *, finishes_entry: bool = True) -> None:
@@ -86,7 +101,9 @@ class Execution:
         )
         attempt = CommandAttempt(command_id=command.command_id, number=1)
         self.write(JournalRecord(intent=intent), JournalRecord(attempt=attempt))
-        self.finish(delivery, self.execute(command), finishes_entry=finishes_entry)
+        outcome = self.execute(command)
+        self.finish(delivery, outcome, finishes_entry=finishes_entry)
+        self._run.tried(command, failure=outcome.reason)
 
     def execute(self, command: AdaptationCommand) -> CommandOutcome:
         """Apply a command whose INTENT is in the journal."""
@@ -98,9 +115,11 @@ class Execution:
                 details = prepare(command, self._run)()
         except CommandRefused as refusal:
             return self._outcomes.refused(command, refusal)
-        outcome = self._outcomes.applied(command)
-        outcome.duration_ms = (time.perf_counter() - started) * 1e3
-        outcome.details.update(details)
+        outcome = self._outcomes.applied(command, details)
+        seconds = time.perf_counter() - started
+        outcome.duration_ms = seconds * 1e3
+        if command.command_type in WORK:
+            self.work_seconds += seconds
         self.applied += 1
         return outcome
 

@@ -11,7 +11,8 @@ import base64
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tolaria_bus.leyline import (
@@ -24,6 +25,7 @@ from tolaria_bus.leyline import (
     TelemetryPacket,
 )
 from tolaria_bus.leyline.codec import encode
+from tolaria_bus.tolaria.engine.figures import Figure
 
 if TYPE_CHECKING:
     from tolaria_bus.tolaria.control.mailbox import Outbound
@@ -67,12 +69,12 @@ class Telemetry:
         """Is it time for step metrics? The only part of telemetry that every step pays for."""
         return self._monotonic() >= self._next
 
-    def step_metrics(self, loss: float, rates: Mapping[str, float]) -> float:
+    def step_metrics(self, loss: float, figures: Iterable[Figure]) -> float:
         """Publish the metrics of the steps since the last call.
 
         Args:
             loss: The newest loss that is known, one step old.
-            rates: Learning rate by parameter group.
+            figures: What else there is to tell.
 
         Returns:
             Steps a second since the last call.
@@ -86,8 +88,8 @@ class Telemetry:
         if self._state.last_loss_step:
             _add(packet, "tolaria.training.loss", loss, "")
         _add(packet, "tolaria.training.steps_per_second", max(speed, 0.0), "1/s")
-        for group, rate in rates.items():
-            _add(packet, "tolaria.lr_controller.learning_rate", rate, "", {"group": group})
+        for name, value, unit, attributes in figures:
+            _add(packet, name, value, unit, attributes)
         self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_LOW)
         return max(speed, 0.0)
 
@@ -101,6 +103,29 @@ class Telemetry:
         for name, (value, unit) in points.items():
             _add(packet, name, value, unit)
         self._outbound.telemetry(packet, priority)
+
+    def spans(self, name: str, marks: Sequence[tuple[str, int]], **attributes: object) -> None:
+        """Publish how long the phases of one thing took, as spans with a common parent.
+
+        Args:
+            name: Of the whole.
+            marks: Name and start of each phase, in nanoseconds of the wall clock; at last a name
+                that isn't used, and the end.
+            attributes: Of the whole.
+        """
+        packet = self.packet()
+        parent = self._next_id()
+        phases = [
+            (f"{name}.{phase}", f"{parent}.{place}", parent, start, end)
+            for place, ((phase, start), (_, end)) in enumerate(pairwise(marks))
+        ]
+        whole = (name, parent, "", marks[0][1], marks[-1][1])
+        for title, span_id, above, start, end in (whole, *phases):
+            span = packet.spans.add(name=title, span_id=span_id, parent_span_id=above)
+            span.start_time.FromNanoseconds(start)
+            span.end_time.FromNanoseconds(end)
+        packet.spans[0].attributes.update({key: str(value) for key, value in attributes.items()})
+        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_NORMAL)
 
     def event(self, name: str, description: str, **attributes: object) -> None:
         """Publish something that happened, for the record: INFO, priority NORMAL."""

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tolaria_bus.leyline import JournalRecord
+from tolaria_bus.leyline import CommandStatus, JournalRecord
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointInfo, CheckpointStore
 from tolaria_bus.tolaria.recovery.journal import Journal
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
-from tolaria_bus.tolaria.recovery.timeline import LivePath
-
-EFFECTS = frozenset({"intent", "decision", "cut"})
-"""Kinds of journal records that change a run."""
+from tolaria_bus.tolaria.recovery.timeline import EFFECTS, LivePath
 
 
 @dataclass
@@ -36,6 +33,7 @@ class RunFolder:
     checkpoints: CheckpointStore
     last_effect: int = 0
     _cuts: list[JournalRecord] = field(default_factory=list)
+    _told: set[tuple[str, int]] = field(default_factory=set)
 
     @classmethod
     def open(
@@ -129,6 +127,15 @@ class RunFolder:
         """Every rollback of the run, live or not, oldest first."""
         return list(self._cuts)
 
+    def untold(self, cut: JournalRecord) -> list[str]:
+        """Commands that a rollback undid, without those whose ROLLED_BACK outcome is journaled.
+
+        Args:
+            cut: The rollback's record.
+        """
+        undone = self.ledger.rolled_back(cut.cut)
+        return [name for name in undone if (name, cut.timeline) not in self._told]
+
     def close(self) -> None:
         """Close the journal and give up its lock."""
         self.journal.close()
@@ -140,3 +147,6 @@ class RunFolder:
             self.last_effect = record.sequence
         if record.HasField("cut"):
             self._cuts.append(record)
+        outcome = record.result.outcome
+        if outcome.status == CommandStatus.COMMAND_STATUS_ROLLED_BACK:
+            self._told.add((outcome.command_id, outcome.timeline))

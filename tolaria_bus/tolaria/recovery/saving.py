@@ -6,9 +6,10 @@ process of low priority do the bulk of it where that costs the training less (:m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -46,6 +47,7 @@ class Saving:
         on_saved: Told the name of a checkpoint that is durable.
         on_failed: Told the name of one that could not be written, and why.
         writer: Who does the bulk of the writing.
+        waiting: Entered while the training thread waits for the disk.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Saving:
         on_saved: Callable[[str], None],
         on_failed: Callable[[str, str], None],
         writer: WriterKind = "auto",
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._state = state
         self._folder = folder
@@ -71,6 +74,7 @@ class Saving:
             self._helper = DiskHelper(self._find, folder.checkpoints.on_event)
             folder.checkpoints.disk = self._helper
         self._pool = BufferPool(self._make_buffers)
+        self._waiting = waiting
         self._writer = CheckpointWriter(folder.checkpoints)
         self._pending: list[tuple[str, Future[str]]] = []
         self._last = ""
@@ -116,7 +120,8 @@ class Saving:
             return
         if self._is_prepared:
             self._hook.remove()
-        buffers = self._pool.take(state_bytes(state))
+        with self._waiting():
+            buffers = self._pool.take(state_bytes(state))
         try:
             meta = capture_into(state, buffers)
         except (ValueError, MemoryError, RuntimeError) as error:
@@ -130,9 +135,41 @@ class Saving:
         future.add_done_callback(lambda _done: self._pool.give_back(buffers))
         self._pending.append((name, future))
 
+    def store(
+        self,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        sequence: int,
+        *,
+        label: str = "",
+        pin: bool = False,
+    ) -> str:
+        """Save another state than the present one, as :meth:`now` does.
+
+        Args:
+            tensors: Nobody may change them meanwhile.
+            meta: The rest of that state.
+            sequence: The last journal record that it contains.
+            label: For people.
+            pin: Retention keeps it.
+
+        Raises:
+            CheckpointFailed: It could not be written.
+        """
+        self.wait()
+        name = checkpoint_name(meta["step"], meta["timeline"], sequence)
+        epoch = meta["data_position"] // self._state.data.steps_per_epoch
+        about = {**meta, "sequence": sequence, "job": self._job, "label": label, "epoch": epoch}
+        self._pending.append((name, self._writer.submit(name, tensors, about, pin=pin)))
+        self.wait()
+        if not self._folder.checkpoints.has(name):
+            raise CheckpointFailed(f"checkpoint {name} could not be written")
+        return name
+
     def wait(self) -> None:
         """Until everything that was submitted is on disk, or has failed with an alert."""
-        self._settle(block=True)
+        with self._waiting():
+            self._settle(block=True)
 
     def close(self, timeout: float) -> None:
         """Finish what was begun, within ``timeout`` seconds."""

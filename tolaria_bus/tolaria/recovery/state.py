@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tolaria_bus.kasmina.garden import Kasmina
 from tolaria_bus.leyline import RunMode
 from tolaria_bus.leyline.codec import from_json, to_json
+from tolaria_bus.safety.breakers import Breakers
 from tolaria_bus.tolaria.engine.data import TrainingBatches
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
@@ -41,6 +42,7 @@ class TrainingState:
         kasmina: The seeds' structure, stages and parameters.
         data: The order of the data and the position in it.
         watch: Running statistics of the loss.
+        breakers: What is refused because it kept failing.
         mode: Running, paused, halted, conservative, and why.
         seed: Of the run.
         step: Optimizer steps done on the live timeline.
@@ -49,6 +51,8 @@ class TrainingState:
         last_loss_step: The step that it is of.
         epoch_loss_sum: Of the losses known of the epoch that goes on.
         epoch_loss_count: How many those are.
+        epochs_ended: Epochs whose end was passed, with all that belongs to it.
+        best_accuracy: The best validation accuracy so far, 0 to 1; 0 before the first.
         sections: What others own and must survive too, by name. All are there before the state is
             restored; a section that a checkpoint hasn't got stays as it is.
     """
@@ -60,6 +64,7 @@ class TrainingState:
     data: TrainingBatches
     watch: LossWatch
     seed: int
+    breakers: Breakers = field(default_factory=Breakers)
     mode: RunMode = field(default_factory=RunMode)
     step: int = 0
     timeline: int = 1
@@ -67,6 +72,8 @@ class TrainingState:
     last_loss_step: int = 0
     epoch_loss_sum: float = 0.0
     epoch_loss_count: int = 0
+    epochs_ended: int = 0
+    best_accuracy: float = 0.0
     sections: dict[str, Section] = field(default_factory=dict)
 
     @property
@@ -80,11 +87,29 @@ class TrainingState:
         self.epoch_loss_sum += reading.loss
         self.epoch_loss_count += 1
 
-    def end_epoch_loss(self) -> float:
-        """The mean training loss of the epoch that ends here; the next one starts with nothing."""
+    @property
+    def epoch_ends(self) -> bool:
+        """Has the last batch of an epoch been trained on, and is its end still to be passed?"""
+        epoch, rest = divmod(self.data.position, self.data.steps_per_epoch)
+        return not rest and epoch > self.epochs_ended
+
+    def end_epoch(self) -> float:
+        """Pass the end of an epoch: its mean training loss. The next one starts with nothing."""
         mean = self.epoch_loss_sum / max(self.epoch_loss_count, 1)
         self.epoch_loss_sum, self.epoch_loss_count = 0.0, 0
+        self.epochs_ended = self.epoch
         return mean
+
+    def enter(self, position: int, timeline: int) -> None:
+        """Go on with the batch at a position on another timeline: after a rollback.
+
+        The mean loss of the epoch there counts from here on. Where the position is the end of an
+        epoch, that is still to be passed.
+        """
+        self.timeline = timeline
+        self.data.seek(position, timeline)
+        self.epoch_loss_sum, self.epoch_loss_count = 0.0, 0
+        self.epochs_ended = max(position - 1, 0) // self.data.steps_per_epoch
 
 
 def capture(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -150,6 +175,7 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "learning_rate": state.learning_rate.state_dict(),
         "kasmina": state.kasmina.structure(),
         "watch": state.watch.state_dict(),
+        "breakers": state.breakers.state_dict(),
         # As text: JSON has no NaN.
         "losses": [
             repr(state.last_loss),
@@ -157,6 +183,8 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
             repr(state.epoch_loss_sum),
             state.epoch_loss_count,
         ],
+        "epochs_ended": state.epochs_ended,
+        "best_accuracy": state.best_accuracy,
         "mode": to_json(state.mode),
         "generators": generator_meta,
         "sections": sections,
@@ -194,9 +222,13 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     )
     state.learning_rate.load_state_dict(meta["learning_rate"])
     state.watch.load_state_dict(meta["watch"])
+    # Checkpoints of version 0.1 have none.
+    state.breakers.load_state_dict(meta.get("breakers", {}))
     last, last_step, total, count = meta["losses"]
     state.last_loss, state.last_loss_step = float(last), last_step
     state.epoch_loss_sum, state.epoch_loss_count = float(total), count
+    state.epochs_ended = meta["epochs_ended"]
+    state.best_accuracy = meta["best_accuracy"]
     state.mode.CopyFrom(from_json(meta["mode"], RunMode))
     state.step = meta["step"]
     state.timeline = meta["timeline"]
