@@ -128,6 +128,7 @@ class Steering:
             on_saved=self._saved,
             on_failed=self._not_saved,
             waiting=saving,
+            writer=settings.checkpoint_writer,
         )
         self._deadline = deadline
         self._wall_ns = wall_ns

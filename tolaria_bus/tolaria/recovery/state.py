@@ -145,8 +145,11 @@ def capture_into(state: TrainingState, buffers: TensorBuffers) -> dict[str, Any]
 
 
 def state_bytes(state: TrainingState) -> int:
-    """The memory that a copy of the state takes."""
-    return needed_bytes(_survey(state)[0])
+    """About the memory that a copy of the state takes: without sections and loaders."""
+    optimizer_tensors, _ = state.optimizer.export()
+    generators, _ = _generators()
+    parts = (_model_tensors(state.model), optimizer_tensors, generators)
+    return sum(needed_bytes(part) for part in parts)
 
 
 def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
