@@ -19,6 +19,8 @@ from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.outcomes import Outcomes
+from tolaria_bus.tolaria.control.retelling import tell_newest_answer
 from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
@@ -246,6 +248,7 @@ class Trainer:
             records_to_replay=len(replay),
         )
         self._steering.fence = fence
+        tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
         if found is None:
             # A rollback always has somewhere to go.
             self._steering.save_checkpoint(label="start")

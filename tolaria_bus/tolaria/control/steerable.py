@@ -76,5 +76,13 @@ class Steerable(Protocol):
     def apply_decision(self, decision: Decision) -> None:
         """Apply a journaled choice of the trainer's own."""
 
-    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
-        """Broadcast an emergency signal."""
+    def announce(
+        self,
+        level: EmergencyLevel.ValueType,
+        reason: str,
+        scope: str,
+        runs: str,
+        *,
+        command_id: str,
+    ) -> None:
+        """Broadcast an emergency signal. The same command's, if it is sent again, is the same."""

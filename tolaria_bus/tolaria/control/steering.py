@@ -147,9 +147,17 @@ class Steering:
         """Tell the breakers how a command went."""
         self.guards.tried(command, failure=failure)
 
-    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
-        """Broadcast an emergency signal."""
-        self._telemetry.emergency(level, reason, scope=scope, runs=runs)
+    def announce(
+        self,
+        level: EmergencyLevel.ValueType,
+        reason: str,
+        scope: str,
+        runs: str,
+        *,
+        command_id: str,
+    ) -> None:
+        """Broadcast an emergency signal. The same command's, if it is sent again, is the same."""
+        self._telemetry.emergency(level, reason, scope=scope, runs=runs, command_id=command_id)
 
     # Checkpoints
 
