@@ -21,6 +21,7 @@ from tolaria_bus.leyline import (
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.breaker_commands import judge_breaker
 from tolaria_bus.tolaria.control.mode import held, mode_name
+from tolaria_bus.tolaria.control.observing import window_refused
 from tolaria_bus.tolaria.control.optimizer_commands import judge_optimizer, rate_effect
 from tolaria_bus.tolaria.control.seed_commands import judge_seed
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
@@ -41,6 +42,8 @@ def prepare(command: AdaptationCommand, run: Steerable) -> Effect:
     Raises:
         CommandRefused: It is not legal now.
     """
+    if why := window_refused(command):
+        raise CommandRefused("bad_annotation", why)
     judge = _JUDGES.get(command.command_type)
     if judge is None:
         known = ", ".join(short_name(CommandType, number) for number in sorted(_JUDGES))

@@ -104,6 +104,12 @@ class Telemetry:
             _add(packet, name, value, unit)
         self._outbound.telemetry(packet, priority)
 
+    def publish(self, points: Iterable[MetricPoint]) -> None:
+        """Publish metrics that have attributes, priority NORMAL."""
+        packet = self.packet()
+        packet.metrics.extend(points)
+        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_NORMAL)
+
     def spans(self, name: str, marks: Sequence[tuple[str, int]], **attributes: object) -> None:
         """Publish how long the phases of one thing took, as spans with a common parent.
 

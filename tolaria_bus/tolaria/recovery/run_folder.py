@@ -43,6 +43,7 @@ class RunFolder:
         path: Path,
         *,
         keep: int = 5,
+        max_gb: float | None = None,
         on_event: Callable[[str, dict[str, str]], None] | None = None,
     ) -> RunFolder:
         """Open or make a run's folder and read its journal.
@@ -50,6 +51,7 @@ class RunFolder:
         Args:
             path: The folder; made if it isn't there.
             keep: Checkpoints that retention keeps.
+            max_gb: All together; the oldest go beyond that, never the newest.
             on_event: Told of checkpoints that are set aside, and of a torn tail cut off.
 
         Raises:
@@ -64,7 +66,12 @@ class RunFolder:
             journal=journal,
             ledger=CommandLedger(),
             live=LivePath(),
-            checkpoints=CheckpointStore(path / "checkpoints", keep=keep, on_event=on_event),
+            checkpoints=CheckpointStore(
+                path / "checkpoints",
+                keep=keep,
+                max_bytes=None if max_gb is None else int(max_gb * 1e9),
+                on_event=on_event,
+            ),
         )
         try:
             for record in journal.records():
