@@ -18,6 +18,7 @@ from infra.torture.orders import Order, Script, Way, Window, go_on, hold, stop
 from tolaria_bus.leyline import (
     AdaptationCommand,
     BusEnvelope,
+    BusMessageType,
     CommandOutcome,
     CommandStatus,
     EmergencySignal,
@@ -270,9 +271,17 @@ class Operator(threading.Thread):
                 self._free()
 
     def _free(self) -> None:
-        """A run that halted by itself is told to go on: nobody else would."""
-        if self._window is None and self.status().get("mode") == "halted":
-            self._freed += 1
+        """A run that has halted by itself, and says so, is told to go on: nobody else would."""
+        if self._window is not None or self.status().get("mode") != "halted":
+            return
+        halts = {
+            signal.reason
+            for _, fields in self.entries(self._streams.emergency)
+            if (signal := own_signal(fields, self._run)) is not None
+            and signal.reason.endswith("didn't help")
+        }
+        if len(halts) > self._freed:
+            self._freed = len(halts)
             self._send(go_on(f"free-{self._freed}"))
 
     def _read(self) -> None:
@@ -300,6 +309,15 @@ class Operator(threading.Thread):
 
 class _Left(Exception):
     """The thread is to end."""
+
+
+def own_signal(fields: dict[bytes, bytes], run: str) -> EmergencySignal | None:
+    """The emergency signal that an entry holds, if the run itself has sent one there."""
+    envelope = _envelope(fields)
+    if envelope.message_type != BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL:
+        return None
+    signal = EmergencySignal.FromString(envelope.payload)
+    return signal if signal.run_id == run else None
 
 
 def _outcome(fields: dict[bytes, bytes]) -> CommandOutcome:

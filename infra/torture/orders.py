@@ -96,6 +96,7 @@ class _Writer:
     held_by: str = INITIAL
     step: int = 0
     seed: str = ""
+    stage: int = 0
     pinned: int = 0
     conservative: bool = False
     deferred: list[str] = field(default_factory=list)
@@ -135,16 +136,17 @@ class _Writer:
 
     def _later(self, step: int) -> Order:
         make = self.chance.choice(
-            [self._rate, self._rate, self._optimizer, self._seed, self._seed, self._rollback,
-             self._rollback, self._checkpoint, self._mode, self._rest, self._alarm]
+            [self._rate, self._rate, self._optimizer, self._seed, self._seed, self._seed,
+             self._seed, self._rollback, self._rollback, self._checkpoint, self._mode, self._rest,
+             self._alarm]
         )  # fmt: skip
         return make(step)
 
     def _now(self) -> Order:
         makers: list[Callable[[None], Order]] = [
-            self._rate, self._optimizer, self._seed, self._rollback, self._checkpoint, self._mode,
-            self._rest, self._refused, self._by_fleet, self._by_signal, self._by_hand,
-            self._rubbish,
+            self._rate, self._optimizer, self._seed, self._seed, self._rollback,
+            self._checkpoint, self._mode, self._rest, self._refused, self._by_fleet,
+            self._by_signal, self._by_hand, self._rubbish,
         ]  # fmt: skip
         return self.chance.choice(makers)(None)
 
@@ -187,14 +189,28 @@ class _Writer:
         )
 
     def _seed(self, step: int | None) -> Order:
-        if self.seed and self.chance.random() < 0.6:
-            values = {"targetSeedId": self.seed, "seedOperation": {"operation": "CULL"}}
+        if not self.seed or self.chance.random() < 0.1:
+            self.seed, self.stage = f"s{next(self.numbers)}", 0
+            return self._operate("GERMINATE", step, self.chance.choice(self.blueprints))
+        kind = self.chance.choices(("further", "CULL", "CANCEL", "any"), (65, 15, 10, 10))[0]
+        if kind in {"CULL", "CANCEL"}:
+            order = self._operate(kind, step)
             self.seed = ""
-            return self._make("cull", "SEED", step, values)
-        self.seed = f"s{next(self.numbers)}"
-        operation = {"operation": "GERMINATE", "blueprintId": self.chance.choice(self.blueprints)}
+            return order
+        if kind == "any" or self.stage >= len(LIFE):
+            return self._operate(self.chance.choice(LIFE), step)
+        self.stage += 1
+        return self._operate(LIFE[self.stage - 1], step)
+
+    def _operate(self, name: str, step: int | None, blueprint: str = "") -> Order:
+        operation: dict[str, Any] = {"operation": name, "blueprintId": blueprint}
+        if name == "START_GRAFTING":
+            operation["values"] = {"blend_steps": self.chance.randint(1, 12)}
+        elif name == "CULL":
+            operation["values"] = {"embargo_steps": self.chance.randint(0, 10)}
+        kind = f"seed {name.lower().replace('_', '-')}"
         return self._make(
-            "germinate", "SEED", step, {"targetSeedId": self.seed, "seedOperation": operation}
+            kind, "SEED", step, {"targetSeedId": self.seed, "seedOperation": operation}
         )
 
     def _rollback(self, step: int | None) -> Order:
@@ -284,6 +300,8 @@ BLUEPRINTS = {
     "bytes_lm": ("residual_mlp", "low_rank"),
 }
 """What can be grown, by job."""
+LIFE = ("START_TRAINING", "START_GRAFTING", "STABILIZE", "EVALUATE", "FINE_TUNE", "FOSSILIZE")
+"""Of a seed, once it is germinated."""
 REFUSED: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("LEARNING_RATE", {"learningRate": {"learningRate": -1}}, False),
     ("LEARNING_RATE", {}, False),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.torture.lives import Run
-from infra.torture.operator import Operator
+from infra.torture.operator import Operator, own_signal
 from infra.torture.orders import INITIAL, TRAPPED
 from tolaria_bus.leyline import (
     BusEnvelope,
@@ -17,7 +17,6 @@ from tolaria_bus.leyline import (
     CommandOutcome,
     CommandStatus,
     EmergencyLevel,
-    EmergencySignal,
     TelemetryPacket,
 )
 from tolaria_bus.leyline.codec import short_name
@@ -183,11 +182,8 @@ def _signals(finished: Finished) -> Counter[str]:
     """The emergency signals of a run's own."""
     found: Counter[str] = Counter()
     for fields in _fields(finished, STREAMS.emergency):
-        envelope = _envelope(fields)
-        if envelope.message_type == BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL:
-            signal = EmergencySignal.FromString(envelope.payload)
-            if signal.run_id == finished.run.name:
-                found[f"{short_name(EmergencyLevel, signal.level)}: {signal.reason}"] += 1
+        if (signal := own_signal(fields, finished.run.name)) is not None:
+            found[f"{short_name(EmergencyLevel, signal.level)}: {signal.reason}"] += 1
     return found
 
 
