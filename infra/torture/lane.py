@@ -96,11 +96,17 @@ def play(
         step: From one run's number to the next one's.
         jobs: In turn, by number.
     """
-    os.environ["XDG_STATE_HOME"] = str(home / "state")
-    environment = {name: text for name, text in os.environ.items() if "TOLARIA" not in name}
-    environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    for name in [name for name in os.environ if "TOLARIA" in name]:
+        del os.environ[name]
+    os.environ |= {
+        "XDG_STATE_HOME": str(home / "state"),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        # Workers are started in folders of their own, and the job is here.
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     done, number = 0, first
-    with Nursery(environment) as nursery:
+    with Nursery() as nursery:
         while done < kills:
             round_ = _round(
                 home / f"{number:03d}",

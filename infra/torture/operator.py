@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import orjson
 import redis
 
-from infra.torture.orders import Order, Script, Way, Window, go_on, hold, stop
+from infra.torture.orders import FIRST, INITIAL, Order, Script, Way, Window, go_on, hold, stop
 from tolaria_bus.leyline import (
     AdaptationCommand,
     BusEnvelope,
@@ -88,7 +88,7 @@ class Operator(threading.Thread):
         self._window: Window | None = None
         self._freely = freely
         self._answers: Counter[str] = Counter()
-        self._applied: set[str] = set()
+        self._applied: dict[str, int] = {}
         self._read_to = "0"
         self._last_ms = 0
         self._left = threading.Event()
@@ -146,6 +146,8 @@ class Operator(threading.Thread):
     def _steer_by_the_step(self) -> None:
         for window in self._script.windows:
             self._await(lambda window=window: window.held_by in self._applied)  # type: ignore[misc]
+            if self._applied[window.held_by] > FIRST and window.held_by == INITIAL:
+                raise RuntimeError(f"the first PAUSE was read after step {FIRST}")
             self._window = window
             for order in window.orders:
                 if self._tortured or not order.only_tortured:
@@ -293,7 +295,7 @@ class Operator(threading.Thread):
                 outcome = _outcome(fields)
                 self._answers[outcome.command_id] += 1
                 if outcome.status == CommandStatus.COMMAND_STATUS_APPLIED:
-                    self._applied.add(outcome.command_id)
+                    self._applied.setdefault(outcome.command_id, outcome.step)
 
     def _pause(self, seconds: float) -> None:
         if self._left.wait(seconds):

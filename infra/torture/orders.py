@@ -25,7 +25,7 @@ SPACING = 45
 WINDOWS = 4
 SAVED_EVERY = 20
 """Steps between two checkpoints, beside those at the end of each epoch."""
-FIRST = 25
+FIRST = 60
 """The first hold comes as soon as the worker reads it; it must be read before this step."""
 INITIAL = "hold-0"
 TRAPPED = "trap"
@@ -82,7 +82,7 @@ class Script:
     """All windows of a run, and how many steps it makes."""
 
     windows: tuple[Window, ...]
-    steps: int = SPACING * WINDOWS + 20
+    steps: int = FIRST + SPACING * WINDOWS + 20
 
 
 @dataclass
@@ -104,7 +104,7 @@ class _Writer:
 
     def window(self, number: int) -> Window:
         low = max(self.step + 1, FIRST)
-        high = SPACING * (number + 1)
+        high = FIRST + SPACING * (number + 1)
         self.deferred = []
         # Distinct, with a few steps before the hold for what a spike needs to be seen.
         steps = sorted(self.chance.sample(range(low, high - 6), self.chance.randint(4, 7)))
