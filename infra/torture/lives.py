@@ -278,6 +278,7 @@ class Lives:
         elif what == "rival":
             self._rival(worker)
         elif what == "ask to leave":
+            worker.asked_to_leave = True
             worker.signal(signal.SIGTERM)
             self.tally.disturbances["worker asked to leave"] += 1
         else:
@@ -402,12 +403,15 @@ class Lives:
         """An exit code that may be. Raises Failed."""
         if code == 0 or (code == -signal.SIGKILL and worker.struck):
             return code
+        if code == -signal.SIGTERM and worker.asked_to_leave:
+            return code
         ledger = self._run.ledger()
         trapped = any(item.command_id.startswith(TRAPPED) for item in ledger.unfinished())
         if code == -signal.SIGKILL and trapped:
             self.tally.trapped += 1
             return code
-        last = self._run.log.read_text().strip().rpartition("\n")[2]
+        log = self._run.log.read_text() if self._run.log.exists() else ""
+        last = log.strip().rpartition("\n")[2]
         if code == USER_ERROR and worker.without_server and last.startswith("tolaria-bus: server"):
             self.tally.disturbances["left for want of a server"] += 1
             return code
@@ -455,6 +459,7 @@ class Worker:
         struck: We have killed it.
         without_server: Its server was away for a while.
         without_disk: The disk was full for a while.
+        asked_to_leave: By a signal, which ends it at once where it has just begun to start.
     """
 
     def __init__(self, pid: int, reap: Any) -> None:
@@ -463,6 +468,7 @@ class Worker:
         self.struck = False
         self.without_server = False
         self.without_disk = False
+        self.asked_to_leave = False
         self._fd = os.pidfd_open(pid)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)

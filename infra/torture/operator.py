@@ -159,16 +159,19 @@ class Operator(threading.Thread):
     def _steer_freely(self) -> None:
         chance = self._chance or random.Random(0)
         numbers = itertools.count(1)
+        # On the streams that all runs share it hears nothing from before it was there.
+        self._await(lambda: INITIAL in self._applied)
         for window in self._script.windows:
             for order in window.orders:
                 self._send(self._soon(order, chance))
                 self._pause(chance.uniform(0.0, 0.2))
-                if chance.random() < 0.2:
+                if chance.random() < 0.1:
                     self._send(hold(f"hold-free-{next(numbers)}"))
-                if chance.random() < 0.4:
+                if chance.random() < 0.5:
                     self._send(go_on(f"go-on-{next(numbers)}"))
         self._send(go_on("go-on-last"))
         self._await(self._all_answered)
+        self._await(lambda: self.status().get("deferred") == [])
         self.over = True
         self._send(stop(LAST))
 
@@ -274,7 +277,10 @@ class Operator(threading.Thread):
 
     def _free(self) -> None:
         """A run that has halted by itself, and says so, is told to go on: nobody else would."""
-        if self._window is not None or self.status().get("mode") != "halted":
+        mode = self.status().get("mode")
+        if self._freely and mode in {"paused", "halted"}:
+            self._send(go_on(f"free-{time.monotonic_ns()}"))
+        if self._freely or self._window is not None or mode != "halted":
             return
         halts = {
             signal.reason

@@ -72,6 +72,12 @@ def _differences(tortured: Finished, whole: Finished) -> Iterator[str]:
     yield from _other_ends(tortured, whole)
     yield from _other_outcomes(tortured, whole)
     yield from _other_signals(tortured, whole)
+    yield from _left_waiting(tortured)
+
+
+def _left_waiting(tortured: Finished) -> Iterator[str]:
+    for deferred in tortured.run.ledger().deferred():
+        yield f"{deferred.command_id} still waits for step {deferred.at_step}"
 
 
 def _unanswered(tortured: Finished) -> Iterator[str]:
@@ -206,9 +212,6 @@ def _wrong_journal(tortured: Finished) -> Iterator[str]:
     ledger = tortured.run.ledger()
     for intent in ledger.unfinished():
         yield f"{intent.command_id} was begun and never came to a result"
-    for deferred in ledger.deferred():
-        if deferred.at_step and deferred.at_step < tortured.run.steps:
-            yield f"{deferred.command_id} still waits for step {deferred.at_step}"
 
 
 def _bad_files(tortured: Finished) -> Iterator[str]:
