@@ -415,7 +415,7 @@ class Lives:
         if code == USER_ERROR and worker.without_server and last.startswith("tolaria-bus: server"):
             self.tally.disturbances["left for want of a server"] += 1
             return code
-        if code == USER_ERROR and self._freely and worker.without_disk and "journal-" in last:
+        if code == USER_ERROR and self._freely and worker.without_disk and "File too large" in last:
             self.tally.disturbances["left for want of room"] += 1
             return code
         raise Failed(f"a life ended with {code} by itself, see {self._run.log}: {last[-200:]}")
