@@ -26,6 +26,7 @@ from tolaria_bus.oona.streams import Streams
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointCorrupt, CheckpointStore
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.ledger import ID_CONFLICT
+from tolaria_bus.tolaria.recovery.rollback import ACCURACY
 
 SAME = ("weights_sha256", "steps", "epochs", "timeline", "loss", "accuracy")
 """Of two summaries of the same script."""
@@ -169,7 +170,8 @@ def _lost_alerts(tortured: Finished) -> Iterator[str]:
             yield f"alert {message_id} is on the emergency stream {count} times"
     for record in read_records(tortured.run.folder):
         if record.HasField("cut") and record.cut.cause != "command":
-            names[f"loss_{record.cut.cause}"] -= 1
+            cause = record.cut.cause
+            names["accuracy_collapsed" if cause == ACCURACY else f"loss_{cause}"] -= 1
     names["command_given_up"] -= tortured.operator.sent["trap"]
     for name, left in names.items():
         if left < 0:
