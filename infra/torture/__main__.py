@@ -26,6 +26,8 @@ def main() -> int:
     options = _options()
     if options.lane is not None:
         return _lane(options)
+    # Ended from outside it ends its lanes, and they their servers and workers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     home = Path(tempfile.mkdtemp(prefix="torture-", dir=options.folder))
     jobs = " ".join(options.jobs)
     console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)

@@ -9,8 +9,6 @@ import random
 import resource
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -50,7 +48,7 @@ class Tally:
         disturbances: What was done without killing, or to others than the worker.
         damage: What was done to files of the dead.
         recoveries: Lives that began where another had ended.
-        cold: Lives started by the command line itself, not by the nursery.
+        cold: Lives started as new interpreters.
         trapped: Deaths by a command.
     """
 
@@ -207,7 +205,7 @@ class Lives:
         eye = Eye(run.folder)
         spared = self._spared()
         cold = self._kills > 0 and chance.random() < 0.02
-        worker = self._start_cold() if cold else self._start_warm()
+        worker = self._start(cold=cold)
         self.tally.cold += cold
         try:
             if self._kills > self._killed and not spared:
@@ -430,26 +428,17 @@ class Lives:
 
     # Starting
 
-    def _start_warm(self) -> Worker:
+    def _start(self, *, cold: bool) -> Worker:
         run = self._run
         pid = self._nursery.start(
-            run.words(), cwd=run.home, log=run.log, environment=run.environment, said=run.said
+            run.words(),
+            cwd=run.home,
+            log=run.log,
+            environment=run.environment,
+            said=run.said,
+            cold=cold,
         )
         return Worker(pid, lambda: self._nursery.reap(pid))
-
-    def _start_cold(self) -> Worker:
-        run = self._run
-        with run.log.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tolaria_bus", *run.words()],
-                cwd=run.home,
-                env={**os.environ, **run.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        return Worker(process.pid, process.wait)
 
 
 class Worker:

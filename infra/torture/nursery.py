@@ -5,8 +5,8 @@ imports it all, begins nothing, and forks a child for each life. The child is a 
 it runs the same command line, has its own generators, files, sockets and memory, and dies of the
 same SIGKILL. What it shares with its siblings is the code that was read from disk.
 
-Protocol, a line of JSON each way: ``{"words", "cwd", "log", "environment", "said"}`` is answered by
-``{"pid"}``, ``{"reap": pid}`` by ``{"code"}`` as ``Popen.returncode`` has it.
+Protocol, a line of JSON each way: ``{"words", "cwd", "log", "environment", "said", "cold"}`` is answered
+by ``{"pid"}``, ``{"reap": pid}`` by ``{"code"}`` as ``Popen.returncode`` has it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,14 @@ class Nursery:
         )
 
     def start(
-        self, words: list[str], *, cwd: Path, log: Path, environment: dict[str, str], said: Path
+        self,
+        words: list[str],
+        *,
+        cwd: Path,
+        log: Path,
+        environment: dict[str, str],
+        said: Path,
+        cold: bool = False,
     ) -> int:
         """Fork a worker.
 
@@ -61,12 +68,18 @@ class Nursery:
             log: What it prints is appended there.
             environment: Variables beside the nursery's.
             said: Where it notes each alert that it has queued.
+            cold: Become a new interpreter, which imports everything and notes nothing.
 
         Returns:
             Its process id, which stays its own until :meth:`reap`.
         """
         answer = self._ask(
-            words=words, cwd=str(cwd), log=str(log), environment=environment, said=str(said)
+            words=words,
+            cwd=str(cwd),
+            log=str(log),
+            environment=environment,
+            said=str(said),
+            cold=cold,
         )
         return int(answer["pid"])
 
@@ -134,6 +147,8 @@ def _work(words: list[str], cwd: str, log: str, environment: dict[str, str], sai
         os.dup2(output, 2)
         os.chdir(cwd)
         os.environ.update(environment)
+        if cold:
+            os.execv(sys.executable, [sys.executable, "-m", "tolaria_bus", *words])
         # As in a process that was not forked: nobody may depend on what these come to.
         random.seed()
         np.random.seed()  # noqa: NPY002
