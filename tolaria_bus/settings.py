@@ -127,6 +127,15 @@ class Settings(BaseSettings):
     checkpoint_every_epochs: int = Field(1, ge=1, le=1_000_000)
     checkpoint_every_steps: int | None = Field(None, ge=1, le=2**53)
     checkpoint_keep: int = Field(5, ge=1, le=10_000, description="Checkpoints kept on disk.")
+    checkpoint_max_gb: float | None = Field(
+        None,
+        gt=0.0,
+        le=1e6,
+        description="The oldest go beyond so many GB in all; never the newest.",
+    )
+    checkpoint_writer: Literal["auto", "process", "thread"] = Field(
+        "auto", description="Who writes: a process of low priority (auto: on the CPU) or a thread."
+    )
     loss_spike_factor: float = Field(
         15.0, gt=1.0, le=1e6, description="A loss over so many times its running mean is bad."
     )

@@ -81,6 +81,7 @@ def run_worker(spec: WorkerSpec) -> RunSummary:
         folder = RunFolder.open(
             path,
             keep=spec.settings.checkpoint_keep,
+            max_gb=spec.settings.checkpoint_max_gb,
             on_event=lambda name, detail: log.warning(name, **detail),
         )
         stack.callback(folder.close)

@@ -82,7 +82,7 @@ class LoaderStream:
     def caution(self) -> str:
         """What a user should know about resuming with this loader, or empty."""
         kind = type(self._loader).__name__
-        if self.is_stateful and getattr(self._loader, "num_workers", False):
+        if self.is_stateful and getattr(self._loader, "num_workers", 0) > 0:
             return (
                 f"the training data's {kind} has worker processes: what they draw at random after "
                 "a resume in the middle of an epoch is as it was only if its state has that in it "
