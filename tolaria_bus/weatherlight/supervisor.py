@@ -29,6 +29,7 @@ from tolaria_bus.oona.embedded import EmbeddedServer
 from tolaria_bus.oona.running import Note, registered
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.oona.url import parse
 from tolaria_bus.safety.endpoint import Endpoint
 from tolaria_bus.settings import SettingError, Settings
 from tolaria_bus.weatherlight.claim import claimed
@@ -79,12 +80,16 @@ def supervise(watch: Watch) -> int:
 
     Raises:
         SettingError: A setting is wrong.
+        BadUrl: The server's URL can't name one.
         RunWatched: Another Weatherlight watches one of the runs.
         SpoolLocked: Another one has the same folder of its own.
         ServerStartError: The embedded server can't be started.
     """
     settings = watch.settings
     state = watch.state or settings.runs_dir / STATE
+    if settings.redis_url is not None:
+        # Before anything is made: whether it answers is another matter.
+        parse(settings.redis_url)
     with ExitStack() as stack:
         for planned in watch.fleet:
             stack.enter_context(claimed(planned.run, planned.folder))
