@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,19 @@ class Clock:
         return self.now
 
 
+@contextmanager
+def writer(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has written all that it will write, and waits."""
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"written\n"
+            yield process
+        finally:
+            process.kill()
+
+
 def view_of(folder: Path) -> SignalView:
     view = SignalView(folder)
     assert view.refresh()
@@ -47,10 +62,7 @@ def view_of(folder: Path) -> SignalView:
 
 
 def test_what_a_process_wrote_is_there_after_it_was_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"written\n"
+    with writer(tmp_path) as process:
         with view_of(tmp_path) as view:
             identity = view.identity
             assert identity is not None
@@ -68,10 +80,7 @@ def test_what_a_process_wrote_is_there_after_it_was_killed(tmp_path: Path) -> No
 
 
 def test_a_process_that_is_dead_but_not_reaped_does_not_live(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    with writer(tmp_path) as process:
         with view_of(tmp_path) as view:
             identity = view.identity
             assert identity is not None
