@@ -22,8 +22,6 @@ DECIDES_WEIGHTS: Final = (
     "threads",
     "deterministic",
     "loss_spike_factor",
-    "rollback_lr_factor",
-    "rollback_limit",
 )
 """Settings that the same weights need the same values of; each start journals them."""
 

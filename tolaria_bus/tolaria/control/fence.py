@@ -28,6 +28,7 @@ from tolaria_bus.leyline import (
     CommandAttempt,
     CommandIntent,
     CommandResult,
+    CommandStatus,
     CommandType,
     JournalRecord,
 )
@@ -238,9 +239,11 @@ class Fence:
             self._give_up(delivery, attempts)
             return
         if recorded is not None and (
-            recorded.outcome.code == FATAL or command.command_type == CommandType.COMMAND_CANCEL
+            recorded.outcome.status != CommandStatus.COMMAND_STATUS_APPLIED
+            or command.command_type == CommandType.COMMAND_CANCEL
         ):
-            # A cancellation's effect is in the ledger, which has it already.
+            # One that was refused had no effect, though it might have one now: a full disk may
+            # have space again. A cancellation's effect is in the ledger, which has it already.
             return
         attempt = CommandAttempt(command_id=command.command_id, number=attempts + 1)
         self._execution.write(JournalRecord(attempt=attempt))

@@ -23,8 +23,7 @@ from tolaria_bus.leyline import (
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.journal_view import NothingRecorded
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
-from tolaria_bus.tolaria.recovery.run_folder import EFFECTS
-from tolaria_bus.tolaria.recovery.timeline import LivePath
+from tolaria_bus.tolaria.recovery.timeline import EFFECTS, LivePath
 
 END_COMMAND: Final = "replay:end"
 """Id of the STOP that ends a repeated run."""
