@@ -33,4 +33,4 @@ def test_a_checkpoint_that_a_full_disk_refused_is_no_divergence_once_there_is_sp
     assert run.outcome("c").code == "checkpoint_failed"
     again = make_run("copy", steps=20)
     assert again.train().weights_sha256 == reference.weights_sha256
-    assert again.outcomes() == []
+    assert {status for _, status, _ in again.outcomes()} <= {"REJECTED"}
