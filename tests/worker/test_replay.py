@@ -28,10 +28,9 @@ def steered(tmp_path_factory: pytest.TempPathFactory) -> Terminal:
         terminal.run("send", "lr", "0.003", "--run", "r", "--wait", "60")
         seed = ("seed", "germinate", "--seed-id", "s1", "--blueprint", "residual_mlp")
         terminal.run("send", *seed, "--run", "r", "--wait", "60")
-        terminal.run("send", "resume", "--run", "r", "--wait", "60")
-        terminal.run("send", "checkpoint", "--run", "r", "--wait", "60")
         assert f"goes on: process {worker.popen.pid}" in terminal.run("history", "r")
         assert "good:" in terminal.run("checkpoints", "verify", "r")
+        terminal.run("send", "resume", "--run", "r", "--wait", "60")
         worker.signal(signal.SIGKILL)
     with terminal.start(*words, "--epochs", "4000") as worker:
         worker.says("embedded server")
