@@ -22,8 +22,7 @@ DECIDES_WEIGHTS: Final = (
     "threads",
     "deterministic",
     "loss_spike_factor",
-    "rollback_lr_factor",
-    "rollback_limit",
+    "new_parameter_warmup_steps",
 )
 """Settings that the same weights need the same values of; each start journals them."""
 
