@@ -122,7 +122,10 @@ def test_an_error_in_the_jobs_code_names_its_file_and_line_and_keeps_its_cause(j
     [
         ("batch_size", 0),
         ("epochs", 1.5),
-        ("optimizer", "adam"),
+        ("optimizer", "adamant"),
+        ("optimizer", 4),
+        ("optimizer", {"lr": 0.1}),
+        ("optimizer", {"name": "SGD", "momentum": 2}),
         ("schedule", "wavy"),
         ("schedule", {"kind": "cosine", "warmup": 3}),
         ("name", 4),

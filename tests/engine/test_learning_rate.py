@@ -39,6 +39,53 @@ def test_a_plain_torch_optimizer_can_be_controlled_too():
     assert controller.rates() == {"0": 0.5}
 
 
+def test_each_group_has_its_own_base_and_may_have_its_own_schedule_as_torchs_lambdas_have():
+    layers = nn.Linear(2, 2)
+
+    def factory(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": params[:1], "lr": 0.3}, {"params": params[1:]}], lr=0.1)
+
+    asked = {"kind": "cosine", "groups": {"host.1": {"kind": "step", "step_size": 7}}}
+    optimizer = OptimizerManager(factory, layers)
+    controller = LearningRateController(optimizer, asked, 40)
+    plain = factory([nn.Parameter(torch.zeros(1)) for _ in range(2)])
+    torchs = torch.optim.lr_scheduler.LambdaLR(
+        plain,
+        [lambda step: (1 + math.cos(math.pi * step / 40)) / 2, lambda step: 0.1 ** (step // 7)],
+    )
+    for step in range(40):
+        controller.apply(step)
+        expected = [group["lr"] for group in plain.param_groups]
+        assert [rate(optimizer, 0), rate(optimizer, 1)] == pytest.approx(expected, rel=1e-12)
+        plain.step()
+        torchs.step()
+    grow(optimizer)
+    assert controller.apply(40) == ()
+    assert controller.rates()["seed:a"] == 0.0  # New groups go by the shared schedule.
+    with pytest.raises(LearningRateRefused, match=r"schedule.groups is 'host.2'"):
+        LearningRateController(manager(), {"groups": {"host.2": "cosine"}}, 40)
+
+
+def test_its_figures_say_what_makes_up_each_rate_and_how_often_one_was_put_right():
+    optimizer = manager()
+    controller = LearningRateController(optimizer, "cosine", 100, new_group_warmup_steps=10)
+    grow(optimizer)
+    controller.apply(50)
+    optimizer.param_groups[0]["lr"] = 9.0
+    controller.apply(55)
+    figures = {
+        (f.name.removeprefix("tolaria.lr_controller."), (f.attributes or {}).get("group", "")): f
+        for f in controller.figures(55)
+    }
+    assert figures["corrections", ""].value == 1
+    for group in ("host", "seed:a"):
+        base, factor, growth = (
+            figures[name, group].value for name in ("base", "schedule_factor", "growth")
+        )
+        assert figures["learning_rate", group].value == base * factor * growth
+    assert figures["growth", "seed:a"].value == pytest.approx(0.55)
+
+
 def test_a_new_base_is_in_force_at_once_and_the_schedule_goes_on():
     optimizer = manager()
     controller = LearningRateController(optimizer, "cosine", 100)

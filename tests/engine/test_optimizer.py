@@ -271,7 +271,7 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing():
     _, tensors, meta = saved(model, manager)
     expected = {name: tensor.clone() for name, tensor in bits(model, manager).items()}
     other = OptimizerManager(OTHERS[0], Net())
-    with pytest.raises(OptimizerStateMismatch, match="state is of AdamW, the optimizer is SGD"):
+    with pytest.raises(OptimizerStateMismatch, match="of AdamW, the job's optimizer is SGD"):
         other.load(tensors, meta)
     short = {**meta, "groups": [{**meta["groups"][0], "parameters": ["a.weight"]}]}
     foreign = {**meta, "groups": [*meta["groups"], {"name": "seed:s", "parameters": ["s.w"]}]}

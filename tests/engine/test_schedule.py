@@ -12,16 +12,19 @@ TOTAL = 90
 BASE = 0.3
 
 
-def torchs(make, warmup: int) -> list[float]:
+def torchs(make, warmup: int, *, chains: bool = True, steps: int = TOTAL) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
     main = make(optimizer)
     scheduler = main
+    if warmup and not chains:
+        rising = torchs(lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=warmup), 0)
+        return rising[:warmup] + torchs(make, 0, steps=TOTAL - warmup)
     if warmup:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
         linear = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=warmup)
         scheduler = lr_scheduler.SequentialLR(optimizer, [linear, make(optimizer)], [warmup])
     rates = []
-    for _ in range(TOTAL):
+    for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         with warnings.catch_warnings():
@@ -32,7 +35,7 @@ def torchs(make, warmup: int) -> list[float]:
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 7, 40])
-@pytest.mark.parametrize("kind", ["constant", "cosine", "step"])
+@pytest.mark.parametrize("kind", ["constant", "cosine", "step", "linear", "one_cycle", "wsd"])
 def test_every_kind_with_and_without_warm_up_is_torchs(kind, warmup):
     make = {
         "constant": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1.0),
@@ -40,15 +43,51 @@ def test_every_kind_with_and_without_warm_up_is_torchs(kind, warmup):
             o, T_max=TOTAL - warmup, eta_min=BASE * 0.05
         ),
         "step": lambda o: lr_scheduler.StepLR(o, step_size=11, gamma=0.5),
+        "linear": lambda o: lr_scheduler.LinearLR(o, 1.0, 0.05, total_iters=TOTAL - warmup),
+        "one_cycle": lambda o: lr_scheduler.OneCycleLR(
+            o,
+            max_lr=BASE,
+            total_steps=TOTAL - warmup,
+            pct_start=0.3,
+            div_factor=20,
+            final_div_factor=1,
+            cycle_momentum=False,
+        ),
+        "wsd": lambda o: lr_scheduler.SequentialLR(
+            o,
+            [
+                lr_scheduler.ConstantLR(o, 1.0, total_iters=0),
+                lr_scheduler.LinearLR(o, 1.0, 0.05, total_iters=20),
+            ],
+            [TOTAL - warmup - 20],
+        ),
     }[kind]
-    schedule = Schedule(kind, warmup_steps=warmup, min_factor=0.05, step_size=11, gamma=0.5)
+    schedule = Schedule(
+        kind,
+        warmup_steps=warmup,
+        min_factor=0.05,
+        step_size=11,
+        gamma=0.5,
+        start_factor=0.05,
+        decay_steps=20,
+    )
+    # Torch's OneCycleLR and nested SequentialLR can't follow a LinearLR on one optimizer.
+    expected = torchs(make, warmup, chains=kind not in {"one_cycle", "wsd"})
     ours = [BASE * factor_at(schedule, step, TOTAL) for step in range(TOTAL)]
-    assert ours == pytest.approx(torchs(make, warmup), rel=1e-12, abs=1e-12)
+    assert ours == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
-def test_cosine_stays_at_its_end():
-    schedule = Schedule("cosine", min_factor=0.1)
+@pytest.mark.parametrize("kind", ["cosine", "linear", "one_cycle", "wsd"])
+def test_what_ends_stays_at_its_end(kind):
+    schedule = Schedule(kind, min_factor=0.1)
     assert [factor_at(schedule, step, 10) for step in (10, 11, 1000)] == [0.1] * 3
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "step", "linear", "one_cycle", "wsd"])
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_runs_of_a_step_or_two_have_rates_too(kind, total):
+    for step in range(total + 2):
+        assert 0.0 <= factor_at(Schedule(kind, warmup_steps=1), step, total) <= 1.0
 
 
 def test_step_drops_three_times_over_the_run_unless_told_otherwise():
@@ -76,6 +115,11 @@ def test_a_schedule_is_parsed_from_a_name_or_a_mapping():
         ({"kind": "step", "step_size": 0}, "schedule.step_size"),
         ({"kind": "step", "gamma": 0}, "schedule.gamma"),
         ({"warmup_start": 2.0}, "schedule.warmup_start"),
+        ({"kind": "one_cycle", "rise": 0}, "schedule.rise"),
+        ({"kind": "wsd", "decay_steps": 0}, "schedule.decay_steps"),
+        ({"groups": ["host"]}, "schedule.groups"),
+        ({"groups": {"host": "wavy"}}, "schedule.kind"),
+        ({"groups": {"a": {"groups": {"b": "cosine"}}}}, "schedule.groups.a"),
     ],
 )
 def test_a_wrong_schedule_is_refused_naming_the_field(value, field):

@@ -9,17 +9,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
-from tolaria_bus.settings import Settings
+from tolaria_bus.safety import Phase, Signals
+from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
+from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.outcomes import Outcomes
+from tolaria_bus.tolaria.control.retelling import tell_newest_answer
+from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.learning_rate import Correction
+from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
 from tolaria_bus.tolaria.engine.validation import Validation, validate
 from tolaria_bus.tolaria.recovery.environment import differences, environment
@@ -28,6 +35,9 @@ from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
 from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length
 from tolaria_bus.tolaria.summary import Progress, RunSummary
+
+GATE_BATCHES = 8
+"""Held-out batches on which a seed's gates are measured, at a fence."""
 
 
 class InexactResume(RuntimeError):
@@ -44,6 +54,7 @@ class Trainer:
         folder: Where it lives on disk; opened by the caller, who also closes it.
         mailbox: What comes in.
         outbound: What goes out.
+        signals: Where a supervisor sees steps and phases; nobody looks if not given.
 
     Attributes:
         state: Everything that must survive.
@@ -58,9 +69,11 @@ class Trainer:
         mailbox: Mailbox,
         outbound: Outbound,
         *,
+        signals: Signals | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.run_id = run
+        self._signals = signals or Signals.private()
         self._job = job
         self._settings = settings
         self._folder = folder
@@ -71,10 +84,30 @@ class Trainer:
         self._telemetry = Telemetry(
             outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
         )
+        self._side = SideTraining(self.state.kasmina, self.state.model, job.loss)
         self._step = TrainStep(
-            self.state.model, job.loss, self.state.optimizer, self._device, self.state.seed
+            self.state.model,
+            job.loss,
+            self.state.optimizer,
+            self._device,
+            self.state.seed,
+            self._side,
         )
-        self._steering = Steering(self.state, folder, settings, self._telemetry, job=job.name)
+        self._steering = Steering(
+            self.state,
+            folder,
+            settings,
+            self._telemetry,
+            job=job.name,
+            deadline=self._signals.deadline,
+            saving=partial(self._signals.phase, Phase.SAVING),
+        )
+        self._seeds = self._steering.seeds = SeedWork(
+            self.state, self._side, folder, self._telemetry, self._held_out_loss
+        )
+        self._observations = self._steering.observations = Observations(
+            run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
+        )
         self._boundary = Boundary(
             run,
             job.name,
@@ -105,8 +138,11 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
+        kasmina, side = state.kasmina, self._side
+        signals = self._signals
         steering, cadence = self._steering, self._steering.cadence
         try:
+            signals.begin(state.step)
             fence.finish_contained()
             steering.finish_cuts()
             while True:
@@ -119,11 +155,14 @@ class Trainer:
                     break
                 if state.epoch_ends:
                     continue  # A rollback has led here.
+                if state.step >= kasmina.next_step or side.failed:
+                    self._seeds.advance()
                 if corrections := state.learning_rate.apply(state.step):
                     self._report_tampering(corrections)
                 position = state.data.position
                 loss = self._step(state.data.next(), position, state.timeline)
                 state.step += 1
+                signals.step(state.step)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
                     if reading.verdict is not Verdict.OK:
@@ -179,11 +218,18 @@ class Trainer:
                     lease_token=folder.ledger.starts + 1,
                     resumed_from=self._resumed_from,
                     environment=now,
+                    job_spec=self._job.spec,
+                    job_options=self._job.options,
+                    settings=deciding(self._settings),
+                    weights_sha256="" if found else weights_sha256(state.model),
                 ),
             )
         )
         if changed:
             self._telemetry.alert("inexact", f"resumed under another environment: {changed}")
+        if state.data.caution:
+            tell = self._telemetry.event if found is None else self._telemetry.alert
+            tell("data_caution", state.data.caution)
         fence = Fence(
             self._steering,
             self.run_id,
@@ -202,6 +248,7 @@ class Trainer:
             records_to_replay=len(replay),
         )
         self._steering.fence = fence
+        tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
         if found is None:
             # A rollback always has somewhere to go.
             self._steering.save_checkpoint(label="start")
@@ -223,15 +270,19 @@ class Trainer:
         if self._steering.stopping == "finished" and math.isnan(self._boundary.validation_loss):
             self._boundary.validate()  # Restarted at the very end, or --steps ended an epoch early.
         name = self._steering.save_at_end()
+        weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
         self._folder.write(
             JournalRecord(
                 timeline=state.timeline,
                 step=state.step,
                 epoch=state.epoch,
-                stopped=RunStopped(stopped_by=self._steering.stopping),
+                stopped=RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights),
             )
         )
+        if self._steering.stopping == "finished":
+            self._seeds.terminate()
+            self._observations.end_run()
         self._report()
         done = state.step - self._first_step
         return RunSummary(
@@ -242,7 +293,7 @@ class Trainer:
             loss=self._boundary.validation_loss,
             accuracy=self._boundary.validation_accuracy,
             training_loss=state.last_loss,
-            weights_sha256=weights_sha256(state.model),
+            weights_sha256=weights,
             stopped_by=self._steering.stopping,
             commands_applied=self._fence.applied,
             resumed_from=self._resumed_from,
@@ -259,21 +310,34 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
+            self._observations.stop_clock()
             self._boundary.cross(epoch, self.state.end_epoch())
+            self._seeds.publish()
+            self._observations.start_clock()
 
     def _adapt(self, epoch: int) -> float:
+        boundary = self._boundary
+        measured = Validation(boundary.validation_loss, boundary.validation_accuracy)
+        self._observations.end_epoch(epoch, None if math.isnan(measured.loss) else measured)
         apart = self._fence.apart_seconds
         self._fence.open(epoch_ended=epoch)
         return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
-        return validate(
-            self.state.model,
-            self._job,
-            self._held_out,
-            self._device,
-            stop=lambda: bool(self._mailbox.stop_reason),
-        )
+        def stop() -> bool:
+            # Asked at every batch: a long validation isn't a training that hangs.
+            self._signals.progress()
+            return bool(self._mailbox.stop_reason)
+
+        with self._signals.phase(Phase.VALIDATING):
+            return validate(self.state.model, self._job, self._held_out, self._device, stop=stop)
+
+    def _held_out_loss(self) -> float:
+        """What gates measure by: the loss on the first held-out batches."""
+        few = self._held_out.first(GATE_BATCHES)
+        measured = validate(self.state.model, self._job, few, self._device)
+        assert measured is not None
+        return measured.loss
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs
@@ -294,9 +358,10 @@ class Trainer:
             )
 
     def _report(self) -> None:
-        rates = self.state.learning_rate.rates()
-        self._rate = next(iter(rates.values()), 0.0)
-        self._speed = self._telemetry.step_metrics(self.state.last_loss, rates)
+        state = self.state
+        self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
+        figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
+        self._speed = self._telemetry.step_metrics(state.last_loss, figures)
 
     @property
     def progress(self) -> Progress:

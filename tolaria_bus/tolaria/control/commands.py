@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.json_format import MessageToDict
 
@@ -18,16 +18,19 @@ from tolaria_bus.leyline import (
     CommandType,
     EmergencyLevel,
 )
-from tolaria_bus.leyline.codec import hyperparameters, short_name
+from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.breaker_commands import judge_breaker
 from tolaria_bus.tolaria.control.mode import held, mode_name
+from tolaria_bus.tolaria.control.observing import window_refused
+from tolaria_bus.tolaria.control.optimizer_commands import judge_optimizer, rate_effect
 from tolaria_bus.tolaria.control.seed_commands import judge_seed
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
-from tolaria_bus.tolaria.engine.learning_rate import LearningRateRefused
-from tolaria_bus.tolaria.engine.optimizer import OptimizerRefused
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
 
 __all__ = ["CommandRefused", "Details", "Effect", "Steerable", "prepare"]
+
+CHECKPOINT_FAILED: Final = "checkpoint_failed"
+"""Code of the outcome where a checkpoint could not be written."""
 
 
 def prepare(command: AdaptationCommand, run: Steerable) -> Effect:
@@ -39,6 +42,8 @@ def prepare(command: AdaptationCommand, run: Steerable) -> Effect:
     Raises:
         CommandRefused: It is not legal now.
     """
+    if why := window_refused(command):
+        raise CommandRefused("bad_annotation", why)
     judge = _JUDGES.get(command.command_type)
     if judge is None:
         known = ", ".join(short_name(CommandType, number) for number in sorted(_JUDGES))
@@ -99,7 +104,7 @@ def _checkpoint(command: AdaptationCommand, run: Steerable) -> Effect:
         try:
             return {"checkpoint": run.save_checkpoint(label=wanted.label, pin=wanted.pin)}
         except CheckpointFailed as error:
-            raise CommandRefused("checkpoint_failed", str(error)) from error
+            raise CommandRefused(CHECKPOINT_FAILED, str(error)) from error
 
     return effect
 
@@ -110,65 +115,13 @@ def _learning_rate(command: AdaptationCommand, run: Steerable) -> Effect:
         raise CommandRefused(
             "bad_payload", "learning_rate: exactly one of learning_rate and factor must be given"
         )
-    return _rate_effect(
+    return rate_effect(
         run,
         rate=wanted.learning_rate if wanted.HasField("learning_rate") else None,
         factor=wanted.factor if wanted.HasField("factor") else None,
         warmup_steps=wanted.warmup_steps,
         group=wanted.group or None,
     )
-
-
-def _rate_effect(
-    run: Steerable,
-    *,
-    rate: float | None,
-    factor: float | None,
-    warmup_steps: int,
-    group: str | None,
-) -> Effect:
-    controller = run.state.learning_rate
-    try:
-        change = controller.plan(rate=rate, factor=factor, warmup_steps=warmup_steps, group=group)
-    except LearningRateRefused as error:
-        raise CommandRefused("out_of_range", str(error)) from error
-
-    def effect() -> Details:
-        before = dict(controller.rates())
-        controller.commit(change, run.state.step)
-        return {"before": before, "after": dict(controller.rates())}
-
-    return effect
-
-
-def _optimizer(command: AdaptationCommand, run: Steerable) -> Effect:
-    wanted = command.optimizer_adjustment
-    values = hyperparameters(wanted.hyperparameters, wanted.values)
-    manager = run.state.optimizer
-    if wanted.optimizer_id and wanted.optimizer_id.lower() != manager.name.lower():
-        raise CommandRefused(
-            "unsupported", f"optimizer_id {wanted.optimizer_id!r}: the run uses {manager.name}"
-        )
-    if not values:
-        raise CommandRefused("bad_payload", "hyperparameters: none given")
-    rate = values.pop("lr", None)
-    change_rate: Effect = dict
-    if rate is not None:
-        change_rate = _rate_effect(
-            run, rate=_number("lr", rate), factor=None, warmup_steps=0, group=None
-        )
-    try:
-        manager.check_hyperparameters(values)
-    except OptimizerRefused as error:
-        raise CommandRefused("out_of_range", str(error)) from error
-
-    def effect() -> Details:
-        details = change_rate()
-        if values:
-            manager.set_hyperparameters(values)
-        return {**details, "hyperparameters": values}
-
-    return effect
 
 
 def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
@@ -209,7 +162,7 @@ def _emergency(command: AdaptationCommand, run: Steerable) -> Effect:
 
     def effect() -> Details:
         # Out first: a reader of the emergency stream must not wait for the disk.
-        run.announce(wanted.level, reason, scope, wanted.runs)
+        run.announce(wanted.level, reason, scope, wanted.runs, command_id=command.command_id)
         mode = run.state.mode
         details: Details = {"level": short_name(EmergencyLevel, wanted.level)}
         if wanted.level >= EmergencyLevel.EMERGENCY_LEVEL_CONSERVATIVE:
@@ -255,7 +208,7 @@ def _whole(field: str, value: object) -> int | None:
 _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
     CommandType.COMMAND_SEED: judge_seed,
     CommandType.COMMAND_ROLLBACK: _rollback,
-    CommandType.COMMAND_OPTIMIZER: _optimizer,
+    CommandType.COMMAND_OPTIMIZER: judge_optimizer,
     CommandType.COMMAND_PAUSE: _pause,
     CommandType.COMMAND_EMERGENCY: _emergency,
     CommandType.COMMAND_RESUME: _resume,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.safety.breakers import CHECKPOINT
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.guards import Guards
+from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.step import LossReading, Verdict
@@ -76,9 +79,13 @@ class Steering:
         guards: The breakers, the boundary's budget.
         cadence: At which steps to take a snapshot.
         fence: Knows which journal records the state contains; set once it is made.
+        seeds: Does what is done to seeds; set once it is made.
+        observations: What becomes of commands' effects; set once it is made.
     """
 
     fence: Fence
+    seeds: SeedWork
+    observations: Observations
 
     def __init__(
         self,
@@ -89,6 +96,7 @@ class Steering:
         *,
         job: str,
         deadline: Deadlines = _no_deadline,
+        saving: Callable[[], AbstractContextManager[None]] = nullcontext,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.state = state
@@ -119,6 +127,8 @@ class Steering:
             job=job,
             on_saved=self._saved,
             on_failed=self._not_saved,
+            waiting=saving,
+            writer=settings.checkpoint_writer,
         )
         self._deadline = deadline
         self._wall_ns = wall_ns
@@ -137,9 +147,17 @@ class Steering:
         """Tell the breakers how a command went."""
         self.guards.tried(command, failure=failure)
 
-    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
-        """Broadcast an emergency signal."""
-        self._telemetry.emergency(level, reason, scope=scope, runs=runs)
+    def announce(
+        self,
+        level: EmergencyLevel.ValueType,
+        reason: str,
+        scope: str,
+        runs: str,
+        *,
+        command_id: str,
+    ) -> None:
+        """Broadcast an emergency signal. The same command's, if it is sent again, is the same."""
+        self._telemetry.emergency(level, reason, scope=scope, runs=runs, command_id=command_id)
 
     # Checkpoints
 
@@ -311,6 +329,8 @@ class Steering:
             mode = self.state.mode
             mode.halted = mode.conservative = True
             mode.reason, mode.by = decision.reason, "tolaria"
+        elif decision.kind == SEED_FAILED:
+            self.seeds.apply(decision)
 
     # The health of the whole
 

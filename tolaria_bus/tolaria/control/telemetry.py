@@ -11,7 +11,7 @@ import base64
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from tolaria_bus.leyline import (
     TelemetryPacket,
 )
 from tolaria_bus.leyline.codec import encode
+from tolaria_bus.tolaria.engine.figures import Figure
 
 if TYPE_CHECKING:
     from tolaria_bus.tolaria.control.mailbox import Outbound
@@ -68,12 +69,12 @@ class Telemetry:
         """Is it time for step metrics? The only part of telemetry that every step pays for."""
         return self._monotonic() >= self._next
 
-    def step_metrics(self, loss: float, rates: Mapping[str, float]) -> float:
+    def step_metrics(self, loss: float, figures: Iterable[Figure]) -> float:
         """Publish the metrics of the steps since the last call.
 
         Args:
             loss: The newest loss that is known, one step old.
-            rates: Learning rate by parameter group.
+            figures: What else there is to tell.
 
         Returns:
             Steps a second since the last call.
@@ -87,8 +88,8 @@ class Telemetry:
         if self._state.last_loss_step:
             _add(packet, "tolaria.training.loss", loss, "")
         _add(packet, "tolaria.training.steps_per_second", max(speed, 0.0), "1/s")
-        for group, rate in rates.items():
-            _add(packet, "tolaria.lr_controller.learning_rate", rate, "", {"group": group})
+        for name, value, unit, attributes in figures:
+            _add(packet, name, value, unit, attributes)
         self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_LOW)
         return max(speed, 0.0)
 
@@ -102,6 +103,12 @@ class Telemetry:
         for name, (value, unit) in points.items():
             _add(packet, name, value, unit)
         self._outbound.telemetry(packet, priority)
+
+    def publish(self, points: Iterable[MetricPoint]) -> None:
+        """Publish metrics that have attributes, priority NORMAL."""
+        packet = self.packet()
+        packet.metrics.extend(points)
+        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_NORMAL)
 
     def spans(self, name: str, marks: Sequence[tuple[str, int]], **attributes: object) -> None:
         """Publish how long the phases of one thing took, as spans with a common parent.
@@ -164,7 +171,7 @@ class Telemetry:
         *,
         scope: str = "self",
         runs: str = "",
-        signal_id: str = "",
+        command_id: str = "",
     ) -> None:
         """Broadcast a signal, unless it was broadcast before the recovery that is going on.
 
@@ -173,7 +180,8 @@ class Telemetry:
             reason: For people.
             scope: Who has to obey: ``self`` (nobody), ``run``, ``pattern``, ``all``.
             runs: The glob of scope ``pattern``.
-            signal_id: What it is known by; made from the packet count if empty.
+            command_id: Of the command that asked for it, if one did: a process that dies on the way
+                leaves it to the next one, and however often it is sent it is one signal.
         """
         if self.replaying:
             return
@@ -187,7 +195,9 @@ class Telemetry:
         )
         signal.triggered_at.FromNanoseconds(self._wall_ns())
         signal.attributes["scope"] = scope
-        signal.attributes["signal_id"] = signal_id or self._next_id()
+        signal.attributes["signal_id"] = (
+            f"{self._run}/{command_id}" if command_id else self._next_id()
+        )
         if runs:
             signal.attributes["runs"] = runs
         signal.payload_checksum = hashlib.sha256(encode(signal)).digest()

@@ -20,6 +20,7 @@ from tolaria_bus.tolaria.engine.learning_rate import Correction, LearningRateCon
 from tolaria_bus.tolaria.engine.optimizer import (
     OptimizerManager,
     OptimizerStateMismatch,
+    RebuildFailed,
     default_optimizer,
 )
 from tolaria_bus.tolaria.engine.schedule import LearningRateRefused, Schedule
@@ -39,6 +40,7 @@ __all__ = [
     "OptimizerManager",
     "OptimizerRefused",
     "OptimizerStateMismatch",
+    "RebuildFailed",
     "Schedule",
     "TrainStep",
     "Validation",

@@ -14,7 +14,10 @@ the options), or a plain object (takes no options). It must have::
     loss(model, batch) -> scalar tensor, the mean over the batch
 
 and may have ``accuracy(model, batch)``, ``optimizer(params)``, ``schedule``, ``batch_size``,
-``epochs`` and ``name``.
+``epochs`` and ``name``, and for seeds ``seed_slots`` (paths of modules behind which seeds can be
+grown) or ``kasmina(model)`` (an owner of seeds of its own). Instead of a function ``optimizer`` may
+be the name of a class of ``torch.optim``, or a mapping with ``name``, ``lr`` and other
+hyperparameters.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.job_options import convert_options
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateRefused, Schedule
 from tolaria_bus.tolaria.engine.numbers import is_whole
+from tolaria_bus.tolaria.engine.optimizer_classes import factory_of
 from tolaria_bus.tolaria.engine.seeding import Domain, mix, seeded
 
 __all__ = ["Job", "JobData", "JobError", "build_data", "build_model", "load_job", "view"]
@@ -105,8 +109,10 @@ def view(source: object, *, spec: str = "", options: Mapping[str, str] | None = 
     missing = [name for name in _REQUIRED if not callable(getattr(source, name, None))]
     if missing:
         raise JobError(f"job {spec!r} lacks {', '.join(f'{name}()' for name in missing)}")
-    for name in ("accuracy", "optimizer"):
-        value = getattr(source, name, None)
+    optimizer = getattr(source, "optimizer", None)
+    if isinstance(optimizer, (str, Mapping)):
+        optimizer = factory_of(optimizer)
+    for name, value in (("accuracy", getattr(source, "accuracy", None)), ("optimizer", optimizer)):
         if value is not None and not callable(value):
             raise JobError(f"job {spec!r}: {name} is {value!r}; it must be a function, or left out")
     try:
@@ -126,7 +132,7 @@ def view(source: object, *, spec: str = "", options: Mapping[str, str] | None = 
         validation_data=found.validation_data,
         loss=found.loss,
         accuracy=getattr(source, "accuracy", None),
-        optimizer=getattr(source, "optimizer", None),
+        optimizer=optimizer,
         schedule=schedule,
         batch_size=_count(source, "batch_size", DEFAULT_BATCH_SIZE, spec),
         epochs=_count(source, "epochs", DEFAULT_EPOCHS, spec),

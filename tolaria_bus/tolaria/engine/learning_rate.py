@@ -3,7 +3,7 @@
 A group's rate is ``base(step) x factor(step) x growth(step)``:
 
 * *base*: what the optimizer was made with, or what a dated override set since;
-* *factor*: the schedule, a pure function of the step (constant, cosine, step; with warm-up);
+* *factor*: the group's schedule, a pure function of the step (see ``schedule.py``);
 * *growth*: a group that joins while the run is on starts at 10 % and grows linearly to 100 %.
 
 Nothing is accumulated from step to step, so a restored run has the same rates to the last bit. A
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
+from tolaria_bus.tolaria.engine.figures import Figure
 from tolaria_bus.tolaria.engine.job_errors import JobError
 from tolaria_bus.tolaria.engine.numbers import is_number
 from tolaria_bus.tolaria.engine.schedule import LearningRateRefused, Schedule, factor_at, whole
@@ -95,8 +96,11 @@ class LearningRateController:
         new_group_warmup_steps: That warm-up in steps, where it is set.
         max_lr: No base rate may exceed it.
 
+    Attributes:
+        corrections: Rates put right in this process.
+
     Raises:
-        LearningRateRefused: the schedule is not one.
+        LearningRateRefused: the schedule is not one, or names a group that isn't there.
         JobError: the rate that the job's optimizer was made with is out of range.
     """
 
@@ -116,6 +120,7 @@ class LearningRateController:
         default = NEW_GROUP_EPOCHS * steps_per_epoch
         self._growth_steps = default if new_group_warmup_steps is None else new_group_warmup_steps
         self._max_lr = max_lr
+        self.corrections = 0
         self._rates: dict[str, _Rate] = {}
         for name, group in self._groups():
             # A tensor as the rate would be compared, and copied to the host, at each step.
@@ -125,6 +130,9 @@ class LearningRateController:
             except LearningRateRefused as error:
                 raise JobError(f"the job's optimizer, group {name!r}: {error}") from error
             self._rates[name] = _Rate(start=rate, base=rate, applied=rate)
+        for name in self.schedule.groups:
+            if name not in self._rates:
+                raise LearningRateRefused("schedule.groups", name, ", ".join(self._rates))
 
     def apply(self, step: int) -> tuple[Correction, ...]:
         """Set every group's rate for the step after ``step`` steps done.
@@ -136,19 +144,24 @@ class LearningRateController:
         groups = self._optimizer.param_groups
         if len(groups) != len(rates):
             self._follow(step)
-        scheduled = factor_at(self.schedule, step, self._total_steps)
+        shared = factor_at(self.schedule, step, self._total_steps)
+        own = self.schedule.groups
         corrections: tuple[Correction, ...] = ()
         for index, group in enumerate(groups):
-            rate = rates.get(group["name"] if "name" in group else str(index))
+            name = group["name"] if "name" in group else str(index)
+            rate = rates.get(name)
             if rate is None:
                 self._follow(step)
                 return corrections + self.apply(step)
-            # As in _wanted; the schedule is asked once for all groups.
+            # As in _wanted; the shared schedule is asked once for all groups.
+            scheduled = (
+                factor_at(own[name], step, self._total_steps) if own and name in own else shared
+            )
             wanted = rate.base_at(step) * scheduled * rate.growth_at(step)
             found = group["lr"]
             if found != rate.applied:
-                name = group.get("name", str(index))
                 corrections += (Correction(name, float(found), rate.applied),)
+                self.corrections += 1
                 group["lr"] = wanted
             elif found != wanted:
                 group["lr"] = wanted
@@ -204,7 +217,7 @@ class LearningRateController:
                 bases[name] = rate.base
                 # In force at once for whoever looks; a rate that was tampered with is apply's.
                 if group["lr"] == rate.applied:
-                    group["lr"] = rate.applied = self._wanted(rate, step)
+                    group["lr"] = rate.applied = self._wanted(name, rate, step)
         return bases
 
     def set_base(
@@ -248,6 +261,24 @@ class LearningRateController:
         """Return the rate last set, by group."""
         return {name: rate.applied for name, rate in self._rates.items()}
 
+    def figures(self, step: int) -> list[Figure]:
+        """Return ``tolaria.lr_controller.*``: what makes up each group's rate after ``step`` steps.
+
+        ``base`` is what was set, ``schedule_factor`` what the schedule makes of it, ``growth`` what
+        a new group has of that: their product is ``learning_rate`` of the step to come.
+        """
+        found = [Figure("tolaria.lr_controller.corrections", self.corrections)]
+        for name, rate in self._rates.items():
+            about = {"group": name}
+            factor = factor_at(self.schedule.of(name), step, self._total_steps)
+            found += [
+                Figure("tolaria.lr_controller.learning_rate", rate.applied, attributes=about),
+                Figure("tolaria.lr_controller.base", rate.base_at(step), attributes=about),
+                Figure("tolaria.lr_controller.schedule_factor", factor, attributes=about),
+                Figure("tolaria.lr_controller.growth", rate.growth_at(step), attributes=about),
+            ]
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that differs from a fresh controller, as JSON values."""
         return {"groups": {name: asdict(rate) for name, rate in self._rates.items()}}
@@ -281,8 +312,8 @@ class LearningRateController:
         for name in self._rates.keys() - set(present):
             self.release(name)
 
-    def _wanted(self, rate: _Rate, step: int) -> float:
-        scheduled = factor_at(self.schedule, step, self._total_steps)
+    def _wanted(self, name: str, rate: _Rate, step: int) -> float:
+        scheduled = factor_at(self.schedule.of(name), step, self._total_steps)
         return rate.base_at(step) * scheduled * rate.growth_at(step)
 
     def _check_factor(self, factor: object, group: str | None) -> None:

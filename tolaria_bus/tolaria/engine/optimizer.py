@@ -1,20 +1,32 @@
 """The optimizer and everything that changes it while the run is on.
 
 Parameters join and leave in place: the optimizer object stays, and the state (Adam's moments and
-step counts) of every parameter that stays is the very same tensors as before. Outside, state is
-keyed by the parameter's qualified name, so that it survives a process in which the parameters are
-other objects, and a change of structure.
+step counts) of every parameter that stays is the very same tensors as before. Only another class
+makes a new object, which takes over what of the state means the same there; it takes the old one's
+place once it is whole. Outside, state is keyed by the parameter's qualified name, so that it
+survives a process in which the parameters are other objects, and a change of structure.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tolaria_bus.tolaria.engine.figures import Figure
 from tolaria_bus.tolaria.engine.hyperparameters import OptimizerRefused, check, settable
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
+from tolaria_bus.tolaria.engine.optimizer_carry import Carried, carry_over
+from tolaria_bus.tolaria.engine.optimizer_classes import (
+    DEFAULT_LEARNING_RATE,
+    UNUSABLE,
+    Factory,
+    find,
+    make,
+    options,
+)
 from tolaria_bus.tolaria.engine.optimizer_state import (
     NOT_HYPERPARAMETERS,
     OptimizerStateMismatch,
@@ -25,7 +37,6 @@ from tolaria_bus.tolaria.engine.optimizer_state import (
 )
 
 HOST_GROUP = "host"
-DEFAULT_LEARNING_RATE = 1e-3
 
 __all__ = [
     "DEFAULT_LEARNING_RATE",
@@ -33,22 +44,28 @@ __all__ = [
     "OptimizerManager",
     "OptimizerRefused",
     "OptimizerStateMismatch",
+    "Rebuild",
+    "RebuildFailed",
     "default_optimizer",
 ]
 
-Factory = Callable[[list[nn.Parameter]], Optimizer]
+
+class RebuildFailed(RuntimeError):
+    """The new optimizer could not be made. The old one is in use, as it was."""
+
+
+class Rebuild(NamedTuple):
+    """A change of the optimizer's class that has been judged."""
+
+    cls: type[Optimizer]
+    values: Mapping[str, Any]
 
 
 def default_optimizer(
     params: Iterable[nn.Parameter], lr: float = DEFAULT_LEARNING_RATE
 ) -> Optimizer:
-    """AdamW, in torch's fastest form for where the parameters are.
-
-    Fused on CPU and CUDA (a fifth of the time of the plain loop there), foreach elsewhere.
-    """
-    params = list(params)
-    fused = all(p.device.type in {"cpu", "cuda"} and p.is_floating_point() for p in params)
-    return torch.optim.AdamW(params, lr=lr, fused=fused, foreach=not fused)
+    """AdamW, in torch's fastest form for where the parameters are."""
+    return make(find("AdamW"), [{"params": list(params)}], {"lr": lr})
 
 
 class OptimizerManager:
@@ -62,6 +79,10 @@ class OptimizerManager:
             None: ``default_optimizer``.
         model: Whose parameters; already on its device.
 
+    Attributes:
+        optimizer: The torch optimizer in use now; ask for it at each step.
+        version: Rises with each change of the parameters that are optimized, or of the class.
+
     Raises:
         JobError: the factory failed, or made something that can't be used here.
     """
@@ -71,7 +92,13 @@ class OptimizerManager:
         if not named:
             raise JobError("the model has no parameter that needs a gradient")
         self._model = model
+        self.version = 0
+        self._rebuilds = self._failures = self._skips = 0
+        self._seconds = 0.0
         self.optimizer = _make(factory or default_optimizer, [p for _, p in named])
+        self._job_class = self.name
+        # What a run may come back to, though torch doesn't have it.
+        self._own = {self.name: type(self.optimizer)}
         names = {id(parameter): name for name, parameter in named}
         self._names: dict[nn.Parameter, str] = {}
         for index, group in enumerate(self.optimizer.param_groups):
@@ -123,17 +150,8 @@ class OptimizerManager:
             raise ValueError(f"optimized already: {', '.join(doubles)}")
         if not named:
             raise ValueError(f"there is no parameter to optimize for the group {group!r}")
-        host = self.param_groups[0]
-        found = self._group(group)
-        if found is None:
-            copied = {k: v for k, v in host.items() if k not in NOT_HYPERPARAMETERS}
-            members: list[Any] = named if "param_names" in host else [p for _, p in named]
-            self.optimizer.add_param_group({"params": members, "name": group, **copied})
-        else:
-            found["params"].extend(p for _, p in named)
-            if "param_names" in found:
-                found["param_names"].extend(name for name, _ in named)
-        self._names.update((parameter, name) for name, parameter in named)
+        with self._counted():
+            self._add(group, named)
 
     def remove_parameters(self, names: Iterable[str]) -> None:
         """Let parameters leave, with their state; a group left empty goes too.
@@ -149,7 +167,8 @@ class OptimizerManager:
             raise ValueError(f"not optimized: {', '.join(sorted(unknown))}")
         if len(leaving) == len(self._names):
             raise ValueError("no parameter would be left")
-        self._drop({p for p, name in self._names.items() if name in leaving})
+        with self._counted():
+            self._drop({p for p, name in self._names.items() if name in leaving})
 
     def remove_group(self, group: str) -> None:
         """Let a group leave, with its parameters and their state.
@@ -187,6 +206,54 @@ class OptimizerManager:
             found.update(changes)
         return accepted[0][1]
 
+    def plan_rebuild(self, name: str, values: Mapping[str, Any]) -> Rebuild:
+        """Judge a change of the optimizer's class, to be made by ``rebuild``; nothing changes yet.
+
+        Args:
+            name: A class of ``torch.optim`` or the job's own, in whatever case.
+            values: Hyperparameters, for every group; the class's defaults hold for the others.
+
+        Raises:
+            OptimizerRefused: naming the field, its value and what is allowed.
+        """
+        cls = find(name, self._own)
+        return Rebuild(cls, options(cls, values))
+
+    def rebuild(self, plan: Rebuild) -> Carried:
+        """Go on with another class: the same groups at the same rates, what it keeps of the state.
+
+        Returns:
+            Which keys of the state were carried over, and which were left behind.
+
+        Raises:
+            RebuildFailed: it could not be made; the old optimizer is in use, as it was.
+        """
+        with self._counted():
+            try:
+                made = make(plan.cls, self._as_arguments(), plan.values)
+                carried = carry_over(self.optimizer, made)
+            except Exception as error:
+                text = " ".join(str(error).split())
+                raise RebuildFailed(
+                    f"{plan.cls.__name__} could not be made, {self.name} goes on: "
+                    f"{type(error).__name__}: {text}"
+                ) from error
+            self.optimizer = made
+        return carried
+
+    def skip(self) -> None:
+        """Count a rebuild that was asked for and not tried."""
+        self._skips += 1
+
+    def figures(self) -> list[Figure]:
+        """Return ``tolaria.optimizer.*``: rebuilds of this process and how long the last took."""
+        return [
+            Figure("tolaria.optimizer.rebuilds", self._rebuilds),
+            Figure("tolaria.optimizer.failures", self._failures),
+            Figure("tolaria.optimizer.skips", self._skips),
+            Figure("tolaria.optimizer.rebuild_ms", self._seconds * 1e3, "ms"),
+        ]
+
     def check_hyperparameters(self, values: Mapping[str, Any], group: str = "") -> None:
         """Raise what ``set_hyperparameters`` would raise; change nothing."""
         self._accepted(values, group)
@@ -205,28 +272,86 @@ class OptimizerManager:
 
         The tensors are the live ones, not copies: whoever keeps them past the fence copies them.
         """
-        return export(self.optimizer, self._names)
+        tensors, meta = export(self.optimizer, self._names)
+        return tensors, {**meta, "job_class": self._job_class}
 
     def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Take over what ``export`` returned, here or in another process.
 
-        The host's groups must be the same by name and parameters. The other groups become the saved
+        The optimizer becomes one of the saved class, if the job's own is the same as then. The
+        host's groups must be the same by name and parameters. The other groups become the saved
         ones, made of the model's parameters of those names: so rebuild the model's seeds first. A
         state tensor that exists is copied into, one that doesn't is made.
 
         Raises:
-            OptimizerStateMismatch: another class of optimizer, other parameters, or state of an
-                unknown parameter or of a wrong shape; nothing was changed.
+            OptimizerStateMismatch: another class of the job's own, or one that isn't known, other
+                parameters, or state of an unknown parameter or of a wrong shape; nothing changed.
         """
+        # Before 0.2 a run had the job's own class, always.
+        before = meta.get("job_class", meta["class"])
+        if before != self._job_class:
+            raise OptimizerStateMismatch(
+                f"the state is of {before}, the job's optimizer is {self._job_class}"
+            )
         parameters = dict(self._model.named_parameters())
         present = {name: self.parameter_names(name) for name in self.group_names()}
-        state = matched(self.name, parameters, present, tensors, meta)
+        state = matched(parameters, present, tensors, meta)
+        if meta["class"] != self.name:
+            self.optimizer = self._saved_class(meta)
+        self.version += 1
         self._regroup({g["name"]: g["parameters"] for g in meta["groups"]}, parameters)
         for saved, group in zip(meta["groups"], self.param_groups, strict=True):
             group.update(saved_hyperparameters(saved))
             for parameter in group["params"]:
                 saved_state = state.get(self._names[parameter], {})
                 load_parameter(self.optimizer, group, parameter, saved_state)
+
+    def _saved_class(self, meta: Mapping[str, Any]) -> Optimizer:
+        """Make an optimizer of a saved state's class; its hyperparameters come with the state."""
+        try:
+            return make(find(meta["class"], self._own), self._as_arguments(), {})
+        except Exception as error:
+            raise OptimizerStateMismatch(
+                f"the state is of {meta['class']}, which can't be made: {error}"
+            ) from error
+
+    def _as_arguments(self) -> list[dict[str, Any]]:
+        """The groups, as an optimizer's constructor takes them."""
+        return [
+            {
+                "params": list(zip(group["param_names"], group["params"], strict=True))
+                if "param_names" in group
+                else list(group["params"]),
+                "name": group["name"],
+                "lr": group["lr"],
+            }
+            for group in self.param_groups
+        ]
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception:
+            self._failures += 1
+            raise
+        self._rebuilds += 1
+        self.version += 1
+        self._seconds = time.perf_counter() - started
+
+    def _add(self, group: str, named: list[tuple[str, nn.Parameter]]) -> None:
+        host = self.param_groups[0]
+        found = self._group(group)
+        if found is None:
+            copied = {k: v for k, v in host.items() if k not in NOT_HYPERPARAMETERS}
+            members: list[Any] = named if "param_names" in host else [p for _, p in named]
+            self.optimizer.add_param_group({"params": members, "name": group, **copied})
+        else:
+            found["params"].extend(p for _, p in named)
+            if "param_names" in found:
+                found["param_names"].extend(name for name, _ in named)
+        self._names.update((parameter, name) for name, parameter in named)
 
     def _regroup(
         self, wanted: Mapping[str, list[str]], parameters: Mapping[str, nn.Parameter]
@@ -237,7 +362,7 @@ class OptimizerManager:
             if [id(p) for p in group["params"]] != [id(p) for p in members]:
                 self._drop(set(group["params"]))
         for name in wanted.keys() - set(self.group_names()):
-            self.add_parameters(name, [(member, parameters[member]) for member in wanted[name]])
+            self._add(name, [(member, parameters[member]) for member in wanted[name]])
         by_name = {group["name"]: group for group in self.param_groups}
         self.param_groups[:] = [by_name[name] for name in wanted]
 
@@ -266,6 +391,6 @@ def _make(factory: Factory, params: list[nn.Parameter]) -> Optimizer:
         raise JobError(
             f"optimizer(params) returned a {type(optimizer).__name__}; it must be a torch Optimizer"
         )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise JobError("optimizer(params) made LBFGS, which runs the model many times in one step")
+    if (why := UNUSABLE.get(type(optimizer).__name__)) is not None:
+        raise JobError(f"optimizer(params) made {type(optimizer).__name__}: {why}")
     return optimizer

@@ -50,7 +50,6 @@ def export(
 
 
 def matched(
-    optimizer_name: str,
     parameters: Mapping[str, nn.Parameter],
     present: Mapping[str, list[str]],
     tensors: Mapping[str, Tensor],
@@ -59,7 +58,6 @@ def matched(
     """Return the saved state by parameter and key, if all of it is for this optimizer.
 
     Args:
-        optimizer_name: Its class.
         parameters: The model's, by name.
         present: The names of each group's parameters, as the groups are now.
         tensors: As ``export`` returned them.
@@ -68,10 +66,6 @@ def matched(
     Raises:
         OptimizerStateMismatch: it isn't.
     """
-    if meta["class"] != optimizer_name:
-        raise OptimizerStateMismatch(
-            f"the state is of {meta['class']}, the optimizer is {optimizer_name}"
-        )
     saved: dict[str, list[str]] = {g["name"]: g["parameters"] for g in meta["groups"]}
     _check_host(saved, present)
     for group, names in saved.items():
@@ -123,8 +117,16 @@ def load_parameter(
             # Torch keeps the step count on the host, unless a kernel on the device counts it.
             on_host = key == "step" and not (group.get("capturable") or group.get("fused"))
             device = torch.device("cpu") if on_host else parameter.device
-            loaded[key] = value.detach().to(device, copy=True)
+            loaded[key] = _laid_out(value, parameter, device)
     optimizer.state[parameter] = loaded
+
+
+def _laid_out(value: Tensor, parameter: nn.Parameter, device: torch.device) -> Tensor:
+    """Copy a state tensor; in its parameter's memory format, as fused kernels ask for."""
+    if value.shape != parameter.shape:
+        return value.detach().to(device, copy=True)
+    empty = torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False)
+    return empty.copy_(value)
 
 
 def _check_host(saved: Mapping[str, list[str]], present: Mapping[str, list[str]]) -> None:

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tolaria_bus.kasmina.garden import Kasmina
+from tolaria_bus.kasmina import Kasmina
 from tolaria_bus.leyline import RunMode
 from tolaria_bus.leyline.codec import from_json, to_json
 from tolaria_bus.safety.breakers import Breakers
-from tolaria_bus.tolaria.engine.data import BatchStream
+from tolaria_bus.tolaria.engine.data import TrainingBatches
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.step import LossReading, LossWatch
 from tolaria_bus.tolaria.recovery.buffers import TensorBuffers, needed_bytes
+from tolaria_bus.tolaria.recovery.plain import plain_names
+from tolaria_bus.tolaria.recovery.sections import Section, pack, unpack
 
 
 class StateMismatch(ValueError):
@@ -52,13 +54,15 @@ class TrainingState:
         epoch_loss_count: How many those are.
         epochs_ended: Epochs whose end was passed, with all that belongs to it.
         best_accuracy: The best validation accuracy so far, 0 to 1; 0 before the first.
+        sections: What others own and must survive too, by name. All are there before the state is
+            restored; a section that a checkpoint hasn't got stays as it is.
     """
 
     model: nn.Module
     optimizer: OptimizerManager
     learning_rate: LearningRateController
     kasmina: Kasmina
-    data: BatchStream
+    data: TrainingBatches
     watch: LossWatch
     seed: int
     breakers: Breakers = field(default_factory=Breakers)
@@ -71,6 +75,7 @@ class TrainingState:
     epoch_loss_count: int = 0
     epochs_ended: int = 0
     best_accuracy: float = 0.0
+    sections: dict[str, Section] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -131,7 +136,8 @@ def capture_into(state: TrainingState, buffers: TensorBuffers) -> dict[str, Any]
         The rest, JSON-able.
 
     Raises:
-        ValueError: A tensor has no plain bytes.
+        ValueError: A tensor has no plain bytes, or a section or loader holds what can't be saved.
+        JobError: The loader of the training data failed to tell its state.
     """
     tensors, meta = _survey(state)
     buffers.fill(tensors)
@@ -139,8 +145,11 @@ def capture_into(state: TrainingState, buffers: TensorBuffers) -> dict[str, Any]
 
 
 def state_bytes(state: TrainingState) -> int:
-    """The memory that a copy of the state takes."""
-    return needed_bytes(_survey(state)[0])
+    """About the memory that a copy of the state takes: without sections and loaders."""
+    optimizer_tensors, _ = state.optimizer.export()
+    generators, _ = _generators()
+    parts = (_model_tensors(state.model), optimizer_tensors, generators)
+    return sum(needed_bytes(part) for part in parts)
 
 
 def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -150,14 +159,23 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors.update({f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()})
     generators, generator_meta = _generators()
     tensors.update(generators)
+    data, data_tensors = pack(state.data.own_state(), "data")
+    tensors.update(data_tensors)
+    sections = {}
+    for name, section in state.sections.items():
+        value, section_tensors = pack(section.save(), f"section.{name}")
+        tensors.update(section_tensors)
+        sections[name] = {"version": section.version, "state": value}
     meta = {
         "step": state.step,
         "timeline": state.timeline,
         "seed": state.seed,
         "data_position": state.data.position,
+        "data": data,
         "optimizer": optimizer_meta,
         "learning_rate": state.learning_rate.state_dict(),
         "kasmina": state.kasmina.structure(),
+        "state_dict": plain_names(state.model),
         "watch": state.watch.state_dict(),
         "breakers": state.breakers.state_dict(),
         # As text: JSON has no NaN.
@@ -171,6 +189,7 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "best_accuracy": state.best_accuracy,
         "mode": to_json(state.mode),
         "generators": generator_meta,
+        "sections": sections,
     }
     return tensors, meta
 
@@ -179,9 +198,12 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     """Make ``state`` what :func:`capture` saw, in place: structure first, then values.
 
     Raises:
-        StateMismatch: The saved state isn't of this model or optimizer; nothing was changed but
-            the structure of seeds.
+        StateMismatch: The saved state isn't of this model or optimizer, or has a section that isn't
+            known here or is of a newer program; nothing was changed but the structure of seeds.
+        JobError: The loader of the training data doesn't take its state back.
     """
+    sections = meta.get("sections", {})
+    _check_sections(state.sections, sections)
     state.kasmina.rebuild(meta["kasmina"])
     present = _model_tensors(state.model)
     saved = {
@@ -212,7 +234,12 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     state.mode.CopyFrom(from_json(meta["mode"], RunMode))
     state.step = meta["step"]
     state.timeline = meta["timeline"]
-    state.data.seek(meta["data_position"], state.timeline)
+    own = unpack(meta.get("data", {}), tensors)
+    state.data.restore(meta["data_position"], state.timeline, own)
+    for name, saved_section in sections.items():
+        value = unpack(saved_section["state"], tensors)
+        state.sections[name].load(value, saved_section["version"])
+    # Last: whatever was called before may have drawn.
     _restore_generators(tensors, meta["generators"])
 
 
@@ -238,6 +265,19 @@ def _check_fit(present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> No
             raise StateMismatch(
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)} in the saved state, "
                 f"{here.dtype} {tuple(here.shape)} in this model"
+            )
+
+
+def _check_sections(present: Mapping[str, Section], saved: Mapping[str, Any]) -> None:
+    for name, section in saved.items():
+        if name not in present:
+            raise StateMismatch(
+                f"the saved state has a section {name!r}; this run has {sorted(present)}"
+            )
+        if section["version"] > present[name].version:
+            raise StateMismatch(
+                f"the saved state's section {name!r} is of version {section['version']}; "
+                f"this program reads {present[name].version}"
             )
 
 
@@ -267,5 +307,7 @@ def _restore_generators(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) 
     keys = tensors["random.numpy"].numpy().view(np.uint32)
     np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
     for name, tensor in tensors.items():
-        if name.startswith("random.cuda.") and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensor.clone(), int(name.rpartition(".")[2]))
+        if name.startswith("random.cuda."):
+            index = int(name.rpartition(".")[2])
+            if index < torch.cuda.device_count():
+                torch.cuda.set_rng_state(tensor.clone(), index)
