@@ -179,7 +179,7 @@ class Settings(BaseSettings):
         600.0,
         ge=1.0,
         le=86_400.0,
-        description="Likewise until its first step, or for a checkpoint.",
+        description="Likewise to its first step, or for a checkpoint.",
     )
     restart_limit: int = Field(
         5, ge=0, le=1_000_000, description="Restarts in a row that get a run no further."

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.trainer.conftest import Moons
+from tolaria_bus.kasmina import Moment
+from tolaria_bus.leyline import SeedOperation
 from tolaria_bus.settings import load
 from tolaria_bus.tolaria.engine.job import view
 from tolaria_bus.tolaria.recovery.snapshots import Snapshots
@@ -52,7 +54,9 @@ def germinate(state: TrainingState, seed_id: str = "s1") -> None:
 def cull(state: TrainingState, seed_id: str = "s1") -> None:
     state.optimizer.remove_group(f"seed:{seed_id}")
     state.learning_rate.release(f"seed:{seed_id}")
-    state.kasmina.cull(seed_id)
+    plan = state.kasmina.plan(seed_id, SeedOperation.SEED_OP_CULL, {"embargo_steps": 0})
+    state.kasmina.operate(plan, Moment(state.step))
+    state.kasmina.advance(state.step)
 
 
 def everything(state: TrainingState) -> Any:

@@ -111,6 +111,30 @@ def test_power_lost_at_any_outcome_ends_in_the_same_bits(make_run, tmp_path, nth
     assert (resumed.steps, resumed.timeline) == (reference.steps, reference.timeline)
 
 
+@pytest.mark.parametrize("nth", [5, 6, 8, 10])
+def test_an_answer_in_the_journal_that_nobody_was_told_is_told_by_the_next_process(
+    make_run, tmp_path, nth: int
+) -> None:
+    """Commands that were put off have no entry that would be delivered again."""
+    run = make_run("run")
+    run.outbound = FailsAtOutcome(Power(run.path, tmp_path / "copy"), nth)
+    steer(run)
+    run.train()
+    before = run.outcomes()[: nth - 1]
+    again = make_run("copy")
+    again.train()
+    assert before + again.outcomes() == run.outcomes()
+
+
+def test_one_that_stopped_in_good_order_has_told_everything(make_run) -> None:
+    run = make_run(steps=10)
+    run.send('{"commandId": "a", "commandType": "CONTINUE"}', at_step=5)
+    run.train()
+    again = make_run(steps=20)
+    again.train()
+    assert again.outcomes() == []
+
+
 @pytest.mark.parametrize("nth", [1, 2, 3, 4])
 def test_power_lost_before_a_checkpoint_ends_in_the_same_bits(make_run, tmp_path, nth: int) -> None:
     run = make_run("run")

@@ -18,7 +18,8 @@ from tolaria_bus.tolaria.control.fence import Divergence
 from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
 from tolaria_bus.tolaria.engine.job import Job, view
 from tolaria_bus.tolaria.recovery.journal import Journal, JournalCorrupt, read_records
-from tolaria_bus.tolaria.recovery.recording import NothingRecorded, Recording
+from tolaria_bus.tolaria.recovery.journal_view import NothingRecorded
+from tolaria_bus.tolaria.recovery.recording import Recording
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.replay import (
     Replay,

@@ -21,6 +21,7 @@ from tolaria_bus.oona.embedded import EmbeddedServer
 from tolaria_bus.safety import SignalView, WorkerState
 
 JOBS = """
+import ctypes
 import threading
 from pathlib import Path
 from tiny import Tiny
@@ -42,6 +43,17 @@ class Stuck(Tiny):
             lock = threading.Lock()
             lock.acquire()
             lock.acquire()
+        return super().loss(model, batch)
+
+
+class Grip(Tiny):
+    steps = 0
+
+    def loss(self, model, batch):
+        self.steps += 1
+        if self.steps == 20:
+            # Foreign code that keeps the interpreter's lock: no other thread of Python's runs.
+            ctypes.PyDLL(None).sleep(3600)
         return super().loss(model, batch)
 
 
@@ -67,6 +79,11 @@ settings = { restart_limit = 0 }
 [[worker]]
 job = "faulty.py:Stuck"
 run = "stuck"
+
+[[worker]]
+job = "faulty.py:Grip"
+run = "grip"
+settings = { restart_limit = 0 }
 
 [[worker]]
 job = "faulty.py:Bad"
@@ -118,7 +135,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, state_home: None) -> Iterato
     (folder / "fleet.toml").write_text(FLEET)
     with EmbeddedServer.start(folder / "server", "fleet") as server:
         words = ("--fleet", "fleet.toml", "--redis", server.url, "--port", "0")
-        with terminal.start("weatherlight", *words) as process:
+        full = ("--set", "disk_alert=0.000001")
+        with terminal.start("weatherlight", *words, *full) as process:
             process.says("/metrics")
             yield Fleet(terminal, server.url, process)
             process.signal(signal.SIGTERM)
@@ -146,6 +164,15 @@ async def test_a_deadlock_in_the_users_loss_is_found_shown_and_got_over(
     assert await wait_for(lambda: noted(stream, "stuck", "worker_finished"))
     with fleet.view("stuck") as view:
         assert (view.state, view.step) == (WorkerState.FINISHED, 300)
+
+
+@pytest.mark.slow
+async def test_a_worker_whose_interpreter_is_locked_is_found_and_shown_too(
+    fleet: Fleet, stream: Redis
+) -> None:
+    (hung,) = await wait_for(lambda: alerts(stream, "grip", "worker_hung"))
+    assert hung.attributes["cause"] == "event loop"
+    assert re.search(r'faulty\.py", line \d+ in loss', hung.attributes["stack"])
 
 
 @pytest.mark.slow
@@ -204,3 +231,14 @@ async def test_a_killed_worker_goes_on_and_a_paused_one_is_left_alone(
         identity = view.identity
         assert identity is not None
         assert identity.lives()
+
+
+@pytest.mark.slow
+async def test_a_disk_that_fills_up_is_told_while_there_is_room(
+    fleet: Fleet, stream: Redis
+) -> None:
+    (low,) = await wait_for(lambda: alerts(stream, "", "disk_low"))
+    assert "GiB left" in low.description
+    _, page = fleet.get("metrics")
+    assert 'weatherlight_used_ratio{kind="disk"' in page
+    assert 'weatherlight_used_ratio{kind="memory"' in page

@@ -19,9 +19,11 @@ from tolaria_bus.leyline import EmergencyLevel, EmergencySignal, MessagePriority
 from tolaria_bus.leyline.codec import encode
 from tolaria_bus.oona.alone import OpenPublisher, open_publisher
 from tolaria_bus.oona.connection import connect
+from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.safety import Signals, SignalView
 from tolaria_bus.weatherlight.relay import Relay
 from tolaria_bus.weatherlight.telling import Teller
+from tolaria_bus.worker.bridge import BusOutbound
 
 RUN = "r"
 WORKER = """
@@ -73,6 +75,20 @@ def look(relay: Relay, folder: Path) -> None:
         identity = view.identity
         assert identity is not None
         relay.look(view, identity)
+
+
+def test_what_a_worker_sends_is_left_in_its_block_first(tmp_path: Path) -> None:
+    left = Signals.create(tmp_path)
+    halt = EmergencySignal(level=EmergencyLevel.EMERGENCY_LEVEL_HALT, run_id=RUN)
+    halt.attributes.update(signal_id="s1", scope="self")
+    outbox = Outbox(100, None, STREAMS, RUN)
+    BusOutbound(outbox, STREAMS, RUN, signals=left).emergency(halt)
+    with SignalView(tmp_path) as view:
+        assert view.refresh()
+        (found,) = view.unrelayed()
+        assert EmergencySignal.FromString(found.payload) == halt
+    assert outbox.depth == 1
+    left.close()
 
 
 async def test_a_deadline_that_a_stopped_process_overruns_is_on_both_streams_once(

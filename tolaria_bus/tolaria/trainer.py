@@ -18,10 +18,15 @@ from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
+from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.outcomes import Outcomes
+from tolaria_bus.tolaria.control.retelling import tell_newest_answer
+from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.learning_rate import Correction
+from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
 from tolaria_bus.tolaria.engine.validation import Validation, validate
 from tolaria_bus.tolaria.recovery.environment import differences, environment
@@ -30,6 +35,9 @@ from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
 from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length
 from tolaria_bus.tolaria.summary import Progress, RunSummary
+
+GATE_BATCHES = 8
+"""Held-out batches on which a seed's gates are measured, at a fence."""
 
 
 class InexactResume(RuntimeError):
@@ -76,8 +84,14 @@ class Trainer:
         self._telemetry = Telemetry(
             outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
         )
+        self._side = SideTraining(self.state.kasmina, self.state.model, job.loss)
         self._step = TrainStep(
-            self.state.model, job.loss, self.state.optimizer, self._device, self.state.seed
+            self.state.model,
+            job.loss,
+            self.state.optimizer,
+            self._device,
+            self.state.seed,
+            self._side,
         )
         self._steering = Steering(
             self.state,
@@ -87,6 +101,12 @@ class Trainer:
             job=job.name,
             deadline=self._signals.deadline,
             saving=partial(self._signals.phase, Phase.SAVING),
+        )
+        self._seeds = self._steering.seeds = SeedWork(
+            self.state, self._side, folder, self._telemetry, self._held_out_loss
+        )
+        self._observations = self._steering.observations = Observations(
+            run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
         )
         self._boundary = Boundary(
             run,
@@ -118,6 +138,7 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
+        kasmina, side = state.kasmina, self._side
         signals = self._signals
         steering, cadence = self._steering, self._steering.cadence
         try:
@@ -134,6 +155,8 @@ class Trainer:
                     break
                 if state.epoch_ends:
                     continue  # A rollback has led here.
+                if state.step >= kasmina.next_step or side.failed:
+                    self._seeds.advance()
                 if corrections := state.learning_rate.apply(state.step):
                     self._report_tampering(corrections)
                 position = state.data.position
@@ -225,6 +248,7 @@ class Trainer:
             records_to_replay=len(replay),
         )
         self._steering.fence = fence
+        tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
         if found is None:
             # A rollback always has somewhere to go.
             self._steering.save_checkpoint(label="start")
@@ -256,6 +280,9 @@ class Trainer:
                 stopped=RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights),
             )
         )
+        if self._steering.stopping == "finished":
+            self._seeds.terminate()
+            self._observations.end_run()
         self._report()
         done = state.step - self._first_step
         return RunSummary(
@@ -283,9 +310,15 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
+            self._observations.stop_clock()
             self._boundary.cross(epoch, self.state.end_epoch())
+            self._seeds.publish()
+            self._observations.start_clock()
 
     def _adapt(self, epoch: int) -> float:
+        boundary = self._boundary
+        measured = Validation(boundary.validation_loss, boundary.validation_accuracy)
+        self._observations.end_epoch(epoch, None if math.isnan(measured.loss) else measured)
         apart = self._fence.apart_seconds
         self._fence.open(epoch_ended=epoch)
         return self._fence.apart_seconds - apart
@@ -298,6 +331,13 @@ class Trainer:
 
         with self._signals.phase(Phase.VALIDATING):
             return validate(self.state.model, self._job, self._held_out, self._device, stop=stop)
+
+    def _held_out_loss(self) -> float:
+        """What gates measure by: the loss on the first held-out batches."""
+        few = self._held_out.first(GATE_BATCHES)
+        measured = validate(self.state.model, self._job, few, self._device)
+        assert measured is not None
+        return measured.loss
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs

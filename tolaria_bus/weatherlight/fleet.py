@@ -2,13 +2,13 @@
 
 A fleet file is TOML::
 
-    [settings]                    # of every worker
+    [settings]                    # of every worker; --set wins over these
     epochs = 100
 
     [[worker]]
     job = "digits"
     run = "digits-wide"           # its id; default: made from the job's name
-    settings = { seed = 1, "job.width" = 32 }
+    settings = { seed = 1, "job.width" = 32 }       # win over all others
     environment = { CUDA_VISIBLE_DEVICES = "0" }
 """
 

@@ -19,7 +19,7 @@ from tolaria_bus.safety.watching import Identity
 from tolaria_bus.settings import Settings
 from tolaria_bus.weatherlight.fleet import Planned
 from tolaria_bus.weatherlight.judging import Health, Judge, Look
-from tolaria_bus.weatherlight.process import STACKS, WorkerProcess
+from tolaria_bus.weatherlight.process import SERVER_VARIABLE, STACKS, WorkerProcess
 from tolaria_bus.weatherlight.relay import Relay
 from tolaria_bus.weatherlight.restarts import Restarts
 from tolaria_bus.weatherlight.systemd import withheld
@@ -129,6 +129,7 @@ class Keeper:
         self._server_up = server_up
         self._stop = anyio.Event()
         self._frozen = False
+        self._moving = False
 
     def stop(self) -> None:
         """Ask the worker to stop in good order; the second time, at once."""
@@ -139,14 +140,15 @@ class Keeper:
     async def run(self) -> None:
         """Keep the run going to its end."""
         with SignalView(self.folder) as view:
-            process = self._adopt(view)
             while True:
-                if process is None:
-                    process = await self._start()
+                # Also after a death: it may have died of one that was just starting without us.
+                process = self._adopt(view) or await self._start()
                 if process is None:
                     break
                 end = await self._see_through(view, process)
-                process = None
+                moved, self._moving = self._moving, False
+                if moved and end.state is WorkerState.STOPPED and not self._stop.is_set():
+                    continue
                 if self._is_over(end) or not await self._wait_for_restart(end):
                     break
         self.done = True
@@ -158,14 +160,19 @@ class Keeper:
         identity = view.identity
         if identity is None or not identity.lives():
             return None
+        process = WorkerProcess(self.folder, identity.pid, identity.began)
+        # Its server may have come back elsewhere, as an embedded one can, or was replaced.
+        theirs, ours = process.server_url, self._terms.environment.get(SERVER_VARIABLE, "")
+        self._moving = bool(theirs and ours and theirs != ours)
+        then = "; it is started again with the server that there is now" if self._moving else ""
         self._teller.event(
             self.run_id,
             "worker_adopted",
-            f"process {identity.pid} runs already, at step {view.step}",
+            f"process {identity.pid} runs already, at step {view.step}{then}",
             step=view.step,
             pid=identity.pid,
         )
-        return WorkerProcess(self.folder, identity.pid, identity.began)
+        return process
 
     async def _start(self) -> WorkerProcess | None:
         """Start a process; ``None`` if it isn't wanted any more, or can't be."""
@@ -218,7 +225,7 @@ class Keeper:
                 if self.health is Health.HUNG:
                     return await self._end_hung(view, process, identity, judge)
                 now = time.monotonic()
-                if self._stop.is_set() and stopping_since is None:
+                if (self._stop.is_set() or self._moving) and stopping_since is None:
                     stopping_since = now
                     process.ask_to_stop()
                 drain = self._terms.drain.total_seconds() + _DRAIN_MARGIN
@@ -341,8 +348,8 @@ class Keeper:
             # On its way out it left by its deadline, or a second signal.
             return _End(WorkerState.STOPPED, how, "", self.step)
         if not state.ended:
-            state = WorkerState.FAILED
-        return _End(state, how or "died", view.reason or process.last_words(), self.step)
+            state, how = WorkerState.FAILED, how or "died"
+        return _End(state, how, view.reason or process.last_words(), self.step)
 
     def _is_over(self, end: _End) -> bool:
         """Did it come to an end that is meant?"""

@@ -26,6 +26,9 @@ LOG: Final = "worker.log"
 STACKS: Final = "stacks.txt"
 """Where a worker's faulthandler writes, at SIGUSR2."""
 
+SERVER_VARIABLE: Final = "TOLARIA_REDIS_URL"
+"""By which a worker is told its server: words of a command line are seen by everybody."""
+
 _LARGEST_LOG: Final = 64 << 20  # bytes; then it is put aside, once
 _STACKS_WAIT: Final = timedelta(seconds=3)
 _SETTLED: Final = 0.1  # seconds in which a dump doesn't grow
@@ -116,6 +119,17 @@ class WorkerProcess:
             return signal.Signals(-code).name
         except ValueError:
             return f"signal {-code}"
+
+    @property
+    def server_url(self) -> str:
+        """The server that it was started with; empty where nobody can tell."""
+        try:
+            variables = Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return ""
+        prefix = f"{SERVER_VARIABLE}=".encode()
+        found = (item for item in variables if item.startswith(prefix))
+        return next(found, b"").removeprefix(prefix).decode("utf-8", "replace")
 
     def ask_to_stop(self) -> None:
         """In good order at the first time, at once at the second."""

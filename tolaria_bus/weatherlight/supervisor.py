@@ -37,6 +37,7 @@ from tolaria_bus.weatherlight.judging import Health
 from tolaria_bus.weatherlight.keeper import Keeper, Terms
 from tolaria_bus.weatherlight.machine import MachineWatch
 from tolaria_bus.weatherlight.metrics import WeatherlightMetrics
+from tolaria_bus.weatherlight.process import SERVER_VARIABLE
 from tolaria_bus.weatherlight.systemd import Notifier, watchdog_seconds
 from tolaria_bus.weatherlight.telling import Teller
 
@@ -150,8 +151,7 @@ def _keepers(watch: Watch, url: str, teller: Teller, publisher: OpenPublisher) -
         for name, value in os.environ.items()
         if name not in ("TOLARIA_METRICS_PORT", "TOLARIA_RUN", "TOLARIA_RUN_DIR")
     }
-    # Not among the words of a command line, which everybody sees: it may have a password.
-    environment["TOLARIA_REDIS_URL"] = url
+    environment[SERVER_VARIABLE] = url
 
     def server_up() -> bool:
         return publisher.publisher.connected["emergency"]

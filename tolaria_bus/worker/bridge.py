@@ -161,10 +161,15 @@ class BusOutbound:
 
 
 def outcome_message_id(outcome: CommandOutcome, delivery: Delivery | None) -> str:
-    """The same for the same answer to the same entry, however often it is sent."""
-    entry = delivery.entry_id if delivery is not None else ""
+    """The same for the same answer to the same entry, however often it is sent, and by whom.
+
+    A command may be answered again when its entry is delivered again, on another timeline by then.
+    """
+    entry = delivery.entry_id if delivery is not None else outcome.entry_id
     status = short_name(CommandStatus, outcome.status)
-    text = f"{outcome.command_id}\0{entry}\0{status}\0{outcome.timeline}"
+    undone = outcome.status == CommandStatus.COMMAND_STATUS_ROLLED_BACK
+    timeline = outcome.timeline if undone else ""
+    text = f"{outcome.command_id}\0{entry}\0{status}\0{timeline}"
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 

@@ -49,6 +49,7 @@ LOUD = frozenset(
         "fenced",
         "group_recreated",
         "group_removed",
+        "lease_lost",
         "length_limit",
         "letters_cut",
         "refused",

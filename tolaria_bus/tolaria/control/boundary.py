@@ -18,6 +18,7 @@ from tolaria_bus.leyline import HardwareContext, SystemStatePacket
 from tolaria_bus.safety.budget import Durations
 from tolaria_bus.tolaria.control.mailbox import Outbound
 from tolaria_bus.tolaria.control.mode import mode_name
+from tolaria_bus.tolaria.control.seeds import group_of
 from tolaria_bus.tolaria.control.telemetry import SOURCE, Telemetry
 from tolaria_bus.tolaria.engine.validation import Validation
 from tolaria_bus.tolaria.recovery.state import TrainingState
@@ -170,8 +171,11 @@ class Boundary:
             timeline=state.timeline,
             mode=mode_name(state.mode),
         )
-        packet.seed_states.extend(state.kasmina.seed_states())
-        for group, rate in state.learning_rate.rates().items():
+        rates = state.learning_rate.rates()
+        for seed in state.kasmina.seed_states(state.step, state.epoch):
+            seed.learning_rate = rates.get(group_of(seed.seed_id), 0.0)
+            packet.seed_states.append(seed)
+        for group, rate in rates.items():
             packet.training_metrics[f"learning_rate.{group}"] = rate
         packet.training_metrics["loss.running_mean"] = state.watch.mean
         return packet

@@ -31,7 +31,11 @@ from tolaria_bus.leyline import (
     CommandType,
     JournalRecord,
 )
-from tolaria_bus.tolaria.control.commands import CommandRefused, Steerable
+from tolaria_bus.tolaria.control.commands import (
+    CHECKPOINT_FAILED,
+    CommandRefused,
+    Steerable,
+)
 from tolaria_bus.tolaria.control.execution import Execution, journaled
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox, Outbound, in_order
 from tolaria_bus.tolaria.control.mode import held
@@ -237,31 +241,41 @@ class Fence:
         if recorded is None and attempts >= MAX_ATTEMPTS:
             self._give_up(delivery, attempts)
             return
-        if recorded is not None and (
-            recorded.outcome.code == FATAL or command.command_type == CommandType.COMMAND_CANCEL
-        ):
-            # A cancellation's effect is in the ledger, which has it already.
+        if recorded is not None and recorded.outcome.code == FATAL:
+            self._run.tried(command, failure=recorded.outcome.reason)
+            return
+        if recorded is not None and command.command_type == CommandType.COMMAND_CANCEL:
+            # Its effect is in the ledger, which has it already.
             return
         attempt = CommandAttempt(command_id=command.command_id, number=attempts + 1)
         self._execution.write(JournalRecord(attempt=attempt))
+        if recorded is None:
+            # It comes to its end for the first time: what it says then has not been said before.
+            self._telemetry.replaying = self.behind
         outcome = self._execution.execute(command)
         if recorded is None:
             self._execution.finish(delivery, outcome)
-        elif (recorded.outcome.status, recorded.outcome.code) != (outcome.status, outcome.code):
+        elif (
+            recorded.outcome.status != outcome.status or recorded.outcome.code != outcome.code
+        ) and CHECKPOINT_FAILED not in {recorded.outcome.code, outcome.code}:
+            # Whether a checkpoint can be written is the disk's to say, and changes no weight.
             raise Divergence(
                 f"command {command.command_id} came to {outcome.code!r} at step {outcome.step}, "
                 f"the journal says {recorded.outcome.code!r}: {outcome.reason}"
             )
+        self._run.tried(command, failure=outcome.reason)
 
     def _give_up(self, delivery: Delivery, attempts: int) -> None:
         refusal = CommandRefused(FATAL, f"{attempts} attempts to apply it ended the process")
+        # Before its RESULT: who dies in between comes here again, and says it twice.
+        self._telemetry.replaying = self.behind
+        self._telemetry.alert(
+            "command_given_up", str(refusal), command_id=delivery.command.command_id
+        )
         gone = self._ledger.was_deferred(delivery.command.command_id)
         delivery = replace(delivery, entry_gone=gone)
         self._execution.finish(delivery, self._outcomes.refused(delivery.command, refusal))
         self._run.tried(delivery.command, failure=str(refusal))
-        self._telemetry.alert(
-            "command_given_up", str(refusal), command_id=delivery.command.command_id
-        )
 
     # What was put off to this fence
 

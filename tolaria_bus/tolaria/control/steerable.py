@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.recovery.restore_points import Target
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
@@ -30,6 +32,8 @@ class Steerable(Protocol):
 
     state: TrainingState
     stopping: str
+    seeds: SeedWork
+    observations: Observations
 
     def admit(self, command: AdaptationCommand) -> None:
         """Refuse a new command whose breaker is open.
@@ -72,5 +76,13 @@ class Steerable(Protocol):
     def apply_decision(self, decision: Decision) -> None:
         """Apply a journaled choice of the trainer's own."""
 
-    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
-        """Broadcast an emergency signal."""
+    def announce(
+        self,
+        level: EmergencyLevel.ValueType,
+        reason: str,
+        scope: str,
+        runs: str,
+        *,
+        command_id: str,
+    ) -> None:
+        """Broadcast an emergency signal. The same command's, if it is sent again, is the same."""

@@ -11,6 +11,8 @@ from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, Tim
 from tolaria_bus.safety.breakers import CHECKPOINT
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.guards import Guards
+from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.step import LossReading, Verdict
@@ -77,9 +79,13 @@ class Steering:
         guards: The breakers, the boundary's budget.
         cadence: At which steps to take a snapshot.
         fence: Knows which journal records the state contains; set once it is made.
+        seeds: Does what is done to seeds; set once it is made.
+        observations: What becomes of commands' effects; set once it is made.
     """
 
     fence: Fence
+    seeds: SeedWork
+    observations: Observations
 
     def __init__(
         self,
@@ -141,9 +147,17 @@ class Steering:
         """Tell the breakers how a command went."""
         self.guards.tried(command, failure=failure)
 
-    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
-        """Broadcast an emergency signal."""
-        self._telemetry.emergency(level, reason, scope=scope, runs=runs)
+    def announce(
+        self,
+        level: EmergencyLevel.ValueType,
+        reason: str,
+        scope: str,
+        runs: str,
+        *,
+        command_id: str,
+    ) -> None:
+        """Broadcast an emergency signal. The same command's, if it is sent again, is the same."""
+        self._telemetry.emergency(level, reason, scope=scope, runs=runs, command_id=command_id)
 
     # Checkpoints
 
@@ -315,6 +329,8 @@ class Steering:
             mode = self.state.mode
             mode.halted = mode.conservative = True
             mode.reason, mode.by = decision.reason, "tolaria"
+        elif decision.kind == SEED_FAILED:
+            self.seeds.apply(decision)
 
     # The health of the whole
 

@@ -104,6 +104,12 @@ class Telemetry:
             _add(packet, name, value, unit)
         self._outbound.telemetry(packet, priority)
 
+    def publish(self, points: Iterable[MetricPoint]) -> None:
+        """Publish metrics that have attributes, priority NORMAL."""
+        packet = self.packet()
+        packet.metrics.extend(points)
+        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_NORMAL)
+
     def spans(self, name: str, marks: Sequence[tuple[str, int]], **attributes: object) -> None:
         """Publish how long the phases of one thing took, as spans with a common parent.
 
@@ -165,7 +171,7 @@ class Telemetry:
         *,
         scope: str = "self",
         runs: str = "",
-        signal_id: str = "",
+        command_id: str = "",
     ) -> None:
         """Broadcast a signal, unless it was broadcast before the recovery that is going on.
 
@@ -174,7 +180,8 @@ class Telemetry:
             reason: For people.
             scope: Who has to obey: ``self`` (nobody), ``run``, ``pattern``, ``all``.
             runs: The glob of scope ``pattern``.
-            signal_id: What it is known by; made from the packet count if empty.
+            command_id: Of the command that asked for it, if one did: a process that dies on the way
+                leaves it to the next one, and however often it is sent it is one signal.
         """
         if self.replaying:
             return
@@ -188,7 +195,9 @@ class Telemetry:
         )
         signal.triggered_at.FromNanoseconds(self._wall_ns())
         signal.attributes["scope"] = scope
-        signal.attributes["signal_id"] = signal_id or self._next_id()
+        signal.attributes["signal_id"] = (
+            f"{self._run}/{command_id}" if command_id else self._next_id()
+        )
         if runs:
             signal.attributes["runs"] = runs
         signal.payload_checksum = hashlib.sha256(encode(signal)).digest()

@@ -15,6 +15,7 @@ What can't be indexed by position, or brings a state of its own, is gone through
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -245,11 +246,18 @@ class ValidationBatches:
         self._source = Source.of(data, batch_size, what="validation data", training=False)
         self._fetch = self._source.fetch(mix(seed, Domain.VALIDATION))
         self._tensors = self._source.tensors
+        self._count = self._source.batches
         self.seed = seed
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return self._source.batches
+        return self._count
+
+    def first(self, count: int) -> "ValidationBatches":
+        """Return the first ``count`` of these batches, or all where there are fewer."""
+        few = copy(self)
+        few._count = min(count, self._count)
+        return few
 
     def __iter__(self) -> Iterator[Any]:
         """Yield each batch."""

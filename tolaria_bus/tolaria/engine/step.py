@@ -19,6 +19,7 @@ from tolaria_bus.tolaria.engine.batch import to_device
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.seeding import StepSeeder
+from tolaria_bus.tolaria.engine.side import SideTraining
 
 SPIKE_FACTOR = 15.0
 MEAN_WINDOW = 100
@@ -35,6 +36,7 @@ class TrainStep:
             rebuilt between two.
         device: Where the batches go.
         seed: The run's seed.
+        side: Lets seeds learn beside the host, after its backward pass.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class TrainStep:
         optimizer: OptimizerManager,
         device: torch.device,
         seed: int,
+        side: SideTraining | None = None,
     ) -> None:
         self._model = model
         self._loss = loss
         self._manager = optimizer
         self._device = None if device.type == "cpu" else device
         self._seed = StepSeeder(seed, device)
+        self._side = side
 
     def __call__(self, batch: Any, position: int, timeline: int) -> Tensor:
         """Take one step on the batch at ``position`` and return its loss, still on the device.
@@ -58,7 +62,7 @@ class TrainStep:
             JobError: the job's loss failed, or isn't a scalar tensor that depends on the model. The
                 weights are as before.
         """
-        self._seed(timeline, position)
+        seeded_with = self._seed(timeline, position)
         if self._device is not None:
             batch = to_device(batch, self._device)
         optimizer = self._manager.optimizer
@@ -69,6 +73,8 @@ class TrainStep:
             loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise _explain(loss, error) from error
+        if self._side is not None and self._side.waits:
+            self._side(batch, seeded_with)
         optimizer.step()
         return loss.detach()
 

@@ -21,6 +21,7 @@ from tolaria_bus.leyline import (
     JournalRecord,
 )
 from tolaria_bus.tolaria.recovery.journal import read_records
+from tolaria_bus.tolaria.recovery.journal_view import NothingRecorded
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
 from tolaria_bus.tolaria.recovery.timeline import EFFECTS, LivePath
 
@@ -31,10 +32,6 @@ _APPLIED: Final = CommandStatus.COMMAND_STATUS_APPLIED
 _CHANGE_NO_WEIGHT: Final = frozenset(
     {CommandType.COMMAND_STOP, CommandType.COMMAND_CHECKPOINT, CommandType.COMMAND_CANCEL}
 )
-
-
-class NothingRecorded(RuntimeError):
-    """There is no journal, or nothing in it. One line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class RunFolder:
         live: Which records lie on the live timeline.
         checkpoints: The store under ``checkpoints/``.
         last_effect: Sequence of the newest record that changes a run; the others are notes.
+        newest_answer: The newest RESULT or DEFERRED record, ``None`` if the run was stopped since.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class RunFolder:
     live: LivePath
     checkpoints: CheckpointStore
     last_effect: int = 0
+    newest_answer: JournalRecord | None = None
     _cuts: list[JournalRecord] = field(default_factory=list)
     _told: set[tuple[str, int]] = field(default_factory=set)
 
@@ -145,6 +147,10 @@ class RunFolder:
         self.live.note(record)
         if record.WhichOneof("record") in EFFECTS:
             self.last_effect = record.sequence
+        if record.HasField("result") or record.HasField("deferred"):
+            self.newest_answer = record
+        elif record.HasField("stopped"):
+            self.newest_answer = None
         if record.HasField("cut"):
             self._cuts.append(record)
         outcome = record.result.outcome

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tolaria_bus.kasmina.garden import Kasmina
+from tolaria_bus.kasmina import Kasmina
 from tolaria_bus.leyline import RunMode
 from tolaria_bus.leyline.codec import from_json, to_json
 from tolaria_bus.safety.breakers import Breakers
@@ -24,6 +24,7 @@ from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.step import LossReading, LossWatch
 from tolaria_bus.tolaria.recovery.buffers import TensorBuffers, needed_bytes
+from tolaria_bus.tolaria.recovery.plain import plain_names
 from tolaria_bus.tolaria.recovery.sections import Section, pack, unpack
 
 
@@ -174,6 +175,7 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "optimizer": optimizer_meta,
         "learning_rate": state.learning_rate.state_dict(),
         "kasmina": state.kasmina.structure(),
+        "state_dict": plain_names(state.model),
         "watch": state.watch.state_dict(),
         "breakers": state.breakers.state_dict(),
         # As text: JSON has no NaN.
