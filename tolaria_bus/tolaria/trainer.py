@@ -267,8 +267,9 @@ class Trainer:
     def _finish(self, started: float) -> RunSummary:
         state = self.state
         seconds = time.monotonic() - started
-        if self._steering.stopping == "finished" and math.isnan(self._boundary.validation_loss):
-            self._boundary.validate()  # Restarted at the very end, or --steps ended an epoch early.
+        here = state.timeline, state.step
+        if self._steering.stopping == "finished" and self._boundary.validated_at != here:
+            self._boundary.validate()  # Restarted at the very end, or --steps ended in an epoch.
         name = self._steering.save_at_end()
         weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
