@@ -13,20 +13,20 @@ from collections.abc import Callable
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.boundary import Boundary
+from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import mode_name
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
-from tolaria_bus.tolaria.engine.learning_rate import Correction
 from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
 from tolaria_bus.tolaria.engine.validation import Validation, validate
 from tolaria_bus.tolaria.recovery.environment import differences, environment
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
-from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length
+from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length, step_options
 from tolaria_bus.tolaria.summary import Progress, RunSummary
 
 
@@ -72,7 +72,14 @@ class Trainer:
             outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
         )
         self._step = TrainStep(
-            self.state.model, job.loss, self.state.optimizer, self._device, self.state.seed
+            self.state.model,
+            job.loss,
+            self.state.optimizer,
+            self._device,
+            self.state.seed,
+            options=step_options(settings),
+            state=self.state.engine,
+            before_update=self._set_rates,
         )
         self._steering = Steering(self.state, folder, settings, self._telemetry, job=job.name)
         self._boundary = Boundary(
@@ -104,7 +111,7 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
-        per_epoch = state.data.steps_per_epoch
+        step, per_epoch = self._step, state.data.steps_per_epoch
         try:
             fence.finish_contained()
             while True:
@@ -112,10 +119,11 @@ class Trainer:
                     fence.open()
                 if self._at_end():
                     break
-                if corrections := state.learning_rate.apply(state.step):
-                    self._report_tampering(corrections)
-                position = state.data.position
-                loss = self._step(state.data.next(), position, state.timeline)
+                loss = step.advance(
+                    state.data, state.timeline, conservative=state.mode.conservative
+                )
+                if step.passes.fallbacks:
+                    settle_fallbacks(step.passes, state, self._folder, self._telemetry)
                 state.step += 1
                 reading = watch.push(state.step, loss)
                 if reading is not None:
@@ -144,7 +152,8 @@ class Trainer:
 
     def _recover(self, mailbox: Mailbox, outbound: Outbound, wall_ns: Callable[[], int]) -> Fence:
         folder, state = self._folder, self.state
-        now = environment(self._device)
+        options = step_options(self._settings)
+        now = {**environment(self._device), **options.changes_numbers()}
         before = folder.ledger.environment
         changed = differences(before, now) if before else ""
         if changed and not self._settings.allow_inexact:
@@ -193,6 +202,7 @@ class Trainer:
             checkpoint=self._resumed_from,
             records_to_replay=len(replay),
         )
+        tell_features(options, self._device, state, self._telemetry)
         self._steering.fence = fence
         if found is None:
             # A rollback always has somewhere to go.
@@ -265,6 +275,7 @@ class Trainer:
             self._held_out,
             self._device,
             stop=lambda: bool(self._mailbox.stop_reason),
+            passes=self._step.passes,
         )
 
     def _save_at_epoch(self) -> None:
@@ -276,9 +287,10 @@ class Trainer:
         every = self._settings.checkpoint_every_steps
         return every is not None and self.state.step % every == 0
 
-    def _report_tampering(self, corrections: tuple[Correction, ...]) -> None:
-        # No weight has seen the foreign rate, so this is a note and not a decision to replay.
-        for found in corrections:
+    def _set_rates(self) -> None:
+        # Just before the update: no weight sees a foreign rate, though the job's loss set it. So
+        # a correction is a note, and not a decision to replay.
+        for found in self.state.learning_rate.apply(self.state.step):
             self._telemetry.alert(
                 "learning_rate_corrected",
                 f"group {found.group} had {found.found:g}, set back to {found.expected:g}",

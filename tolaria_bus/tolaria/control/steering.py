@@ -14,6 +14,7 @@ from tolaria_bus.leyline import (
 from tolaria_bus.safety.breakers import CHECKPOINT
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.commands import CommandRefused, Details
+from tolaria_bus.tolaria.control.features import FALLBACK, apply_fallback
 from tolaria_bus.tolaria.control.guards import Guards
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.step import LossReading, Verdict
@@ -158,6 +159,8 @@ class Steering:
     def apply_decision(self, decision: Decision) -> None:
         """Apply a choice of the trainer's own."""
         self.guards.apply(decision)
+        if decision.kind == FALLBACK:
+            apply_fallback(decision, self.state)
         if decision.kind == "halt":
             mode = self.state.mode
             mode.halted = mode.conservative = True
