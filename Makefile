@@ -5,12 +5,15 @@
 #   PYTHON=...    the interpreter that makes it (3.11 or newer)
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                 where PyPI's torch with CUDA is not wanted and the machine's own index has no other
+#   N=... SEED=...  how often make torture kills; the choices of an earlier one
 #   ARGS=...      more arguments for pytest (make test, make quick), the benches or the demo
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 TORCH_INDEX ?=
 ARGS ?=
+N ?= 20
+SEED ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -32,7 +35,7 @@ RIVALS := .venv-rivals/.installed
 endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet --no-input
 
-.PHONY: help demo test quick lint types pytest bench rivals proto env format clean
+.PHONY: help demo test quick lint types pytest bench torture rivals proto env format clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +61,9 @@ pytest: $(DEV)
 
 bench: $(DEV) ## ratios against the bare loop, raw redis-py, memcpy; JSON in bench-results/
 	@$(BIN)python -m bench $(ARGS)
+
+torture: $(DEV) ## kill a steered run N times, its server too: nothing lost, nothing done twice
+	@$(BIN)python -m infra.torture --kills $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 rivals: $(DEV) $(RIVALS) ## the bench beside FastStream and docket, in an environment of theirs
 	@$(BIN)python -m bench rivals

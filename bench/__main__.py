@@ -14,8 +14,8 @@ from bench import harness, report
 from bench.theirs import ENVIRONMENT
 
 SUBJECTS = (
-    "envelope", "capture", "publish", "single", "consume", "burst", "emergency", "hostile",
-    "rebuild", "overhead", "rivals",
+    "envelope", "capture", "snapshot", "checkpoint", "rebuild", "publish", "single", "consume",
+    "burst", "emergency", "hostile", "overhead", "rivals",
 )  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first.
 

@@ -16,16 +16,18 @@ from tolaria_bus.oona.trust import KeyRing
 
 ROUNDS = 9
 CALLS = 4000
-STREAM = "oona:{bench}:telemetry"
+STREAM = "oona:{digits}:telemetry"
+STEP = 12_345
+"""Numbers take more bytes the larger they are: that of a run on its way."""
 
 
 def run() -> Result:
     """Seal and open a typical telemetry packet, signed and unsigned."""
-    result = Result("envelope", "one telemetry packet of two metrics; microseconds a message")
+    result = Result("envelope", f"one telemetry packet of two metrics, at step {STEP:,}")
     secret = os.urandom(32)
-    signed = KeyRing.parse(f"bench:{b64encode(secret).decode()}")
+    signed = KeyRing.parse(f"k1:{b64encode(secret).decode()}")
     unsigned = KeyRing()
-    packet = telemetry(1)
+    packet = telemetry(STEP)
 
     def bare_seal() -> bytes:
         payload = _bare_envelope(packet).SerializeToString()
@@ -86,7 +88,7 @@ def run() -> Result:
 
 def _seal(packet: TelemetryPacket, ring: KeyRing) -> dict[bytes, bytes]:
     # As the worker sends it.
-    return seal(packet, stream=STREAM, source="run/bench", ring=ring, message_id=packet.packet_id)
+    return seal(packet, stream=STREAM, source="run/digits", ring=ring, message_id=packet.packet_id)
 
 
 def _bare_envelope(packet: TelemetryPacket) -> BusEnvelope:

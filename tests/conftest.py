@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from tolaria_bus.oona.connection import connect
@@ -12,6 +13,12 @@ from tolaria_bus.oona.embedded import EmbeddedServer
 
 # A shell's background job begins with Ctrl-C ignored, and so would all processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How fast a machine is makes no test fail.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DECIDES_WEIGHTS: Final = (
+    "seed",
+    "epochs",
+    "steps",
+    "device",
+    "threads",
+    "deterministic",
+    "compile",
+    "amp",
+    "tf32",
+    "accumulate",
+    "clip_norm",
+    "channels_last",
+    "new_parameter_warmup_steps",
+    "loss_spike_factor",
+    "rollback_lr_factor",
+    "rollback_limit",
+)
+"""Settings that the same weights need the same values of; each start journals them."""
 
 
 class SettingError(ValueError):
@@ -133,11 +153,37 @@ class Settings(BaseSettings):
     checkpoint_every_epochs: int = Field(1, ge=1, le=1_000_000)
     checkpoint_every_steps: int | None = Field(None, ge=1, le=2**53)
     checkpoint_keep: int = Field(5, ge=1, le=10_000, description="Checkpoints kept on disk.")
+    checkpoint_max_gb: float | None = Field(
+        None,
+        gt=0.0,
+        le=1e6,
+        description="The oldest go beyond so many GB in all; never the newest.",
+    )
+    checkpoint_writer: Literal["auto", "process", "thread"] = Field(
+        "auto", description="Who writes: a process of low priority (auto: on the CPU) or a thread."
+    )
     loss_spike_factor: float = Field(
         15.0, gt=1.0, le=1e6, description="A loss over so many times its running mean is bad."
     )
+    snapshot_every_steps: int | None = Field(
+        50, ge=1, le=2**53, description="Steps between two states kept in memory to go back to."
+    )
+    snapshot_at_epochs: bool = Field(True, description="Also one at the end of each epoch.")
+    snapshot_keep: int = Field(3, ge=1, le=1000, description="States kept in memory.")
+    snapshot_memory_mb: int = Field(
+        4096, ge=0, le=2**40, description="Memory for them, and for one more that is made ready."
+    )
+    accuracy_collapse_factor: float = Field(
+        0.5, ge=0.0, lt=1.0, description="An accuracy under so many times its best is bad; 0: none."
+    )
     rollback_lr_factor: float = Field(
         0.5, gt=0.0, le=1.0, description="Learning rates after an automatic rollback."
+    )
+    rollback_data: Literal["skip", "replay"] = Field(
+        "skip", description="The data since, after an automatic one; replay needs a lowered rate."
+    )
+    rollback_clean_steps: int = Field(
+        100, ge=1, le=2**53, description="Sound steps past a failure after which it is overcome."
     )
     rollback_limit: int = Field(
         3, ge=1, le=100, description="Automatic rollbacks in a row before the run is halted."
@@ -149,6 +195,29 @@ class Settings(BaseSettings):
         gt=0.0,
         le=600_000.0,
         description="What an epoch's end may cost, in ms, validation and checkpoint apart.",
+    )
+
+    # Being watched
+    hang_seconds: float = Field(
+        20.0, ge=0.5, le=86_400.0, description="A worker that gets no further for so long hangs."
+    )
+    start_seconds: float = Field(
+        600.0,
+        ge=1.0,
+        le=86_400.0,
+        description="Likewise to its first step, or for a checkpoint.",
+    )
+    restart_limit: int = Field(
+        5, ge=0, le=1_000_000, description="Restarts in a row that get a run no further."
+    )
+    restart_seconds: float = Field(
+        1.0, ge=0.0, le=60.0, description="Before the first; each next one waits twice as long."
+    )
+    memory_alert: float = Field(
+        0.9, gt=0.0, lt=1.0, description="Share of memory used, a GPU's too, that raises an alert."
+    )
+    disk_alert: float = Field(
+        0.9, gt=0.0, lt=1.0, description="Share of the run folder's disk used that raises one."
     )
 
     # What is published, and when
@@ -202,6 +271,12 @@ def _one_line(error: ValidationError) -> str:
     about = f" ({field.description})" if field is not None and field.description else ""
     message = first["msg"].removeprefix("Value error, ")
     return f"setting {name}{shown}: {message[0].lower()}{message[1:]}{about}"
+
+
+def deciding(settings: Settings) -> dict[str, str]:
+    """The values of :data:`DECIDES_WEIGHTS` as text; a setting without one is left out."""
+    values = {name: getattr(settings, name) for name in DECIDES_WEIGHTS}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def describe() -> Mapping[str, tuple[Any, str]]:

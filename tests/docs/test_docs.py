@@ -27,7 +27,9 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert f"| `{name}` | {shown} |" in text
 
 
-@pytest.mark.parametrize("page", ["guarantees.md", "dead-letters.md", "faults.md", "oona.md"])
+@pytest.mark.parametrize(
+    "page", ["guarantees.md", "dead-letters.md", "faults.md", "oona.md", "weatherlight.md"]
+)
 def test_every_test_that_a_page_names_exists(page: str) -> None:
     file = ""
     for name in re.findall(r"`(tests/\S+|::\w+)`", (ROOT / "docs" / page).read_text()):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tolaria_bus.jobs.bytes_lm import BytesLM, parameter_count
-from tolaria_bus.kasmina import Kasmina
+from tolaria_bus.kasmina import Garden
 from tolaria_bus.tolaria.engine import (
     BatchStream,
     JobError,
@@ -30,7 +30,7 @@ def test_a_size_is_met_within_a_fifth(size):
 def test_an_explicit_shape_wins():
     job = load_job("bytes_lm", {"width": "64", "depth": "3", "context": "32"})
     model = build_model(job, 0)
-    assert [(s.features, s.kind) for s in Kasmina(model).slots()] == [(64, "linear")] * 3
+    assert [(s.features, s.kind) for s in Garden(model).slots()] == [(64, "sequence")] * 3
 
 
 @pytest.mark.parametrize(

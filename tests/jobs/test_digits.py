@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tolaria_bus.jobs import digits
-from tolaria_bus.kasmina import Kasmina
+from tolaria_bus.kasmina import Garden
 from tolaria_bus.tolaria.engine import (
     BatchStream,
     JobError,
@@ -40,7 +40,7 @@ def test_options_reach_the_net_and_wrong_ones_are_refused():
     job = load_job("digits", {"width": "8", "batch_size": "16", "epochs": "3", "lr": "0.01"})
     assert (job.batch_size, job.epochs, job.schedule.kind) == (16, 3, "cosine")
     model = build_model(job, 0)
-    assert [s.features for s in Kasmina(model).slots()] == [8]
+    assert [s.features for s in Garden(model).slots()] == [8]
     assert OptimizerManager(job.optimizer, model).param_groups[0]["lr"] == 0.01
     for options, words in [
         ({"width": "0"}, "1 or more"),

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from tolaria_bus.kasmina import SeedRefused, SeedSlot, UnknownBlueprint
-from tolaria_bus.kasmina.blueprints import BLUEPRINTS, build, settle
-from tolaria_bus.kasmina.gates import check_sanity
+from tolaria_bus.kasmina.blueprints import LIBRARY, build, settle
+from tolaria_bus.kasmina.gates import Limits, sanity
 
-SHAPES = {"conv2d": (2, 12, 5, 7), "linear": (2, 3, 12)}
+SHAPES = {"conv2d": (2, 12, 5, 7), "linear": (2, 12), "sequence": (2, 3, 12)}
+EVERY = [(name, kind) for name, found in LIBRARY.items() for kind in found.kinds]
 
 
-@pytest.mark.parametrize("name", BLUEPRINTS)
-def test_a_new_seed_is_the_identity_and_can_learn(name):
-    kind = BLUEPRINTS[name].kind
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_a_new_seed_is_the_identity_and_can_learn(name, kind):
     module = build(name, kind, 12, {})
     x = torch.randn(SHAPES[kind], requires_grad=True)
     output = module(x)
@@ -31,10 +31,13 @@ def test_a_new_seed_is_the_identity_and_can_learn(name):
         ("norm_scale", {}, 24),
         ("residual_mlp", {"expansion": 2}, 12 * 24 * 2 + 24 + 12),
         ("low_rank", {"rank": 2}, 12 * 2 * 2),
+        ("bottleneck", {"reduction": 4}, 12 * 3 * 2 + 12 + 3 * 3 * 9 + 4 * 3),
+        ("attention", {"heads": 2, "width": 5}, 24 + 12 * 30 + 10 * 12 + 12),
+        ("channel_scale", {}, 24),
     ],
 )
 def test_parameters_decide_the_size(name, parameters, count):
-    module = build(name, BLUEPRINTS[name].kind, 12, parameters)
+    module = build(name, LIBRARY[name].kinds[-1], 12, parameters)
     assert sum(p.numel() for p in module.parameters()) == count
 
 
@@ -58,13 +61,21 @@ def test_a_wrong_parameter_is_refused_naming_it(name, parameters, words):
 
 
 def test_an_unknown_or_unfitting_blueprint_is_told_those_there_are():
-    with pytest.raises(
-        UnknownBlueprint, match=r"'oak'; allowed: residual_conv \(conv2d\), "
-    ) as error:
+    with pytest.raises(UnknownBlueprint, match="'oak'; allowed: residual_conv, ") as error:
         build("oak", "conv2d", 4, {})
     assert error.value.code == "unknown_blueprint"
-    with pytest.raises(UnknownBlueprint, match="allowed: residual_mlp, low_rank"):
+    with pytest.raises(UnknownBlueprint, match="linear; allowed: residual_mlp, low_rank"):
         build("depthwise", "linear", 4, {})
+
+
+def test_an_attention_head_sees_nothing_that_comes_later_unless_it_is_told_to():
+    x = torch.randn(1, 6, 8)
+    later = torch.cat([x[:, :4], torch.randn(1, 2, 8)], dim=1)
+    for causal in (1, 0):
+        head = build("attention", "sequence", 8, {"causal": causal})
+        for parameter in head.parameters():
+            nn.init.normal_(parameter)
+        assert torch.equal(head(x)[:, :4], head(later)[:, :4]) == bool(causal)
 
 
 class Odd(nn.Module):
@@ -78,14 +89,15 @@ class Odd(nn.Module):
 
 
 def test_gate_g0_wants_a_finite_output_of_the_inputs_shape():
-    check_sanity(Odd(1.0, 0), "linear", 4, 10)
-    for module, words in [(Odd(1.0, 1), "the same shape"), (Odd(math.inf, 0), "isn't finite")]:
+    reading = sanity(Odd(1.0, 0), "linear", 4, Limits())
+    assert reading.passed
+    assert reading.measures == {"parameters": 1.0, "deviation": 0.0}
+    for module, words in [(Odd(1.0, 1), "that shape"), (Odd(math.inf, 0), "isn't finite")]:
         with pytest.raises(SeedRefused, match=words) as error:
-            check_sanity(module, "linear", 4, 10)
+            sanity(module, "linear", 4, Limits()).require()
         assert error.value.code == "gate_failed"
-    with pytest.raises(SeedRefused, match="has 1 parameters; allowed: at most 0") as error:
-        check_sanity(Odd(1.0, 0), "linear", 4, 0)
-    assert error.value.code == "bad_parameter"
+    with pytest.raises(SeedRefused, match="has 1 parameters; allowed: 1 to 0"):
+        sanity(Odd(1.0, 0), "linear", 4, Limits(parameters=0)).require()
 
 
 def test_a_slot_is_nothing_while_it_is_empty():

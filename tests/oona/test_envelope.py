@@ -26,6 +26,7 @@ from tests.oona.entries import (
 )
 from tolaria_bus.leyline import (
     AdaptationCommand,
+    BusEnvelope,
     BusMessageType,
     MessagePriority,
     SeedState,
@@ -34,6 +35,7 @@ from tolaria_bus.leyline import (
 )
 from tolaria_bus.leyline.codec import MAX_MESSAGE_BYTES, CodecError
 from tolaria_bus.oona.envelope import (
+    Opened,
     Opener,
     Refused,
     seal,
@@ -76,6 +78,53 @@ def test_unsigned_entries_have_no_signature_and_no_key() -> None:
     fields = sealed(ring=OFF)
     assert fields.keys() == {b"payload"}
     assert opener(OFF).open(CONTROL, ENTRY, fields).envelope.key_id == ""
+
+
+def opened_now(fields: Fields) -> Opened:
+    return Opener(OFF, None).open(CONTROL, f"{time.time_ns() // 1_000_000}-0", fields)
+
+
+def test_what_goes_without_saying_is_not_said() -> None:
+    """And the reader knows it all the same: its priority, and the id that the packet has itself."""
+    packet = TelemetryPacket(packet_id="o8HtQkYg.3039")
+    fields = seal(packet, stream=CONTROL, source="run/r", ring=OFF, message_id=packet.packet_id)
+    envelope = BusEnvelope.FromString(fields[b"payload"])
+    said = {field.name for field, _ in envelope.ListFields()}
+    assert said == {"message_type", "payload", "issued_at_ns", "nonce", "source", "audience"}
+    opened = opened_now(fields)
+    assert opened.message_id == "o8HtQkYg.3039"
+    assert opened.priority == MessagePriority.MESSAGE_PRIORITY_NORMAL
+
+
+def test_an_id_of_its_own_is_said() -> None:
+    packet = TelemetryPacket(packet_id="p")
+    fields = seal(packet, stream=CONTROL, source="run/r", ring=OFF, message_id="m")
+    assert opened_now(fields).message_id == "m"
+
+
+def test_the_step_metrics_of_a_run_are_small() -> None:
+    """The goal of 280 bytes, names of the entry's fields included."""
+    ring = KeyRing({"k1": b"0123456789abcdef"})
+    packet = TelemetryPacket(
+        packet_id="o8HtQkYg.3039",
+        source_subsystem="tolaria",
+        level=TelemetryLevel.TELEMETRY_LEVEL_INFO,
+        training_run_id="digits",
+        global_step=12_345,
+        epoch=274,
+        timeline=1,
+    )
+    packet.timestamp.FromNanoseconds(NOW_MS * 1_000_000 + 123_456)
+    packet.metrics.add(name="tolaria.training.loss", value=0.0731)
+    packet.metrics.add(name="tolaria.training.steps_per_second", value=812.4, unit="1/s")
+    entry = seal(
+        packet,
+        stream="oona:{digits}:telemetry",
+        source="run/digits",
+        ring=ring,
+        message_id=packet.packet_id,
+    )
+    assert sum(len(name) + len(value) for name, value in entry.items()) < 280
 
 
 def test_an_envelope_sealed_again_keeps_its_message_id_and_gets_a_new_nonce() -> None:

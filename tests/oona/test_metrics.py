@@ -46,7 +46,7 @@ from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
 from tolaria_bus.oona.sampling import Sampler
 from tolaria_bus.oona.spool import Spool
-from tolaria_bus.worker.endpoint import Endpoint
+from tolaria_bus.safety.endpoint import Endpoint
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

@@ -109,7 +109,7 @@ class Run:
     def train(self) -> RunSummary:
         """Train to the end in this thread."""
         with closing(RunFolder.open(self.path)) as folder:
-            options = {} if self.wall_ns is None else {"wall_ns": self.wall_ns}
+            options: dict[str, Any] = {} if self.wall_ns is None else {"wall_ns": self.wall_ns}
             trainer = Trainer(
                 view(self.job), self.settings, "r", folder, self.mailbox, self.outbound, **options
             )

@@ -104,9 +104,9 @@ def test_an_epochs_end_is_published_as_spans_that_follow_one_another(make_run) -
     assert isinstance(packet, TelemetryPacket)
     parent, *phases = packet.spans
     assert [span.name for span in phases] == [
-        "boundary.validation", "boundary.assembly", "boundary.adaptation", "boundary.work",
-        "boundary.check", "boundary.checkpoint",
-    ]  # fmt: skip
+        f"tolaria.boundary.{phase}"
+        for phase in ("validation", "assembly", "adaptation", "work", "check", "checkpoint")
+    ]
     assert {span.parent_span_id for span in phases} == {parent.span_id}
     for before, after in itertools.pairwise(phases):
         assert before.end_time == after.start_time

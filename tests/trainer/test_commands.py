@@ -6,6 +6,7 @@ import pytest
 
 from tests.trainer.conftest import STEPS_PER_EPOCH
 from tolaria_bus.leyline import EmergencySignal
+from tolaria_bus.leyline import SeedLifecycleStage as Stage
 from tolaria_bus.tolaria.control.mailbox import Mailbox, RecordingOutbound
 
 LR = '{"commandId": "%s", "commandType": "LEARNING_RATE", "learningRate": {"learningRate": %s}}'
@@ -206,7 +207,11 @@ def test_a_seed_grows_and_goes_and_the_host_trains_as_if_it_had_never_been(make_
         ("g", "APPLIED", 10),
         ("c", "APPLIED", 40),
     ]
-    assert [len(packet.seed_states) for packet in run.outbound.states] == [1, 1, 0, 0]
+    seeds = [packet.seed_states[0] for packet in run.outbound.states]
+    assert [seed.stage for seed in seeds] == [Stage.SEED_STAGE_GERMINATED] * 2 + [
+        Stage.SEED_STAGE_EMBARGOED
+    ] * 2
+    assert [seed.parameter_count > 0 for seed in seeds] == [True, True, False, False]
     assert summary.weights_sha256 == make_run("plain").train().weights_sha256
 
 

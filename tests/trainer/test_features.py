@@ -63,9 +63,14 @@ def test_a_compile_that_fails_after_a_seed_grew_is_journaled_and_never_tried_aga
     "settings", [{"accumulate": 3}, {"amp": "fp16"}, {"amp": "bf16", "clip_norm": 0.5}]
 )
 def test_power_lost_anywhere_ends_in_the_same_bits(make_run, tmp_path, settings) -> None:
-    run = make_run("run", checkpoint_every_steps=5, **settings)
+    # All are kept: the copy is taken while a checkpoint may be written.
+    settings = {"checkpoint_every_steps": 5, "checkpoint_keep": 99, **settings}
+    run = make_run("run", **settings)
     run.outbound = FailsAtOutcome(Power(run.path, tmp_path / "copy"), 2)
-    for one in (run, again := make_run("copy", checkpoint_every_steps=5, **settings)):
+    for one in (
+        run,
+        again := make_run("copy", **settings),
+    ):
         grow(one)
     reference = run.train()
     assert again.train().weights_sha256 == reference.weights_sha256

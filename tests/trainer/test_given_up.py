@@ -81,14 +81,16 @@ def test_a_command_that_ends_its_process_three_times_is_given_up(make_run) -> No
     assert not gave_up.entry_gone
     assert redelivered is not None
     assert redelivered.group == "tolaria"
-    assert "command_given_up" in run.events()
+    alerts = [event.event_id for packet in run.outbound.alerts() for event in packet.events]
+    assert "command_given_up" in alerts
 
 
 def test_one_that_was_put_off_has_no_entry_any_more(make_run) -> None:
     run = given_up(make_run, at_step=20)
     run.outbound = Deliveries()
     run.train()
-    (gave_up,) = run.outbound.answered
+    put_off_again, gave_up = run.outbound.answered
+    assert put_off_again is None  # That it was put off may not have been told.
     assert run.outcome("decay").code == "fatal"
     assert gave_up is not None
     assert gave_up.entry_gone
@@ -122,9 +124,10 @@ def test_recovery_skips_what_was_given_up_and_applies_what_was_sent_again(
     expected = reference.train().weights_sha256
     run = given_up(make_run, at_step=20)
     run.send(DECAY, entry="9-1", resent=True, at_step=25)
-    # Given up, put off, applied: the checkpoint before all of them is the newest in the copy.
-    run.outbound = FailsAtOutcome(Power(run.path, tmp_path / "copy"), 3)
+    # Told again that it was put off; given up, put off, applied: the checkpoint before all of them
+    # is the newest in the copy.
+    run.outbound = FailsAtOutcome(Power(run.path, tmp_path / "copy"), 4)
     assert run.train().weights_sha256 == expected
     again = make_run("copy", job=Fused())
     assert again.train().weights_sha256 == expected
-    assert again.outcomes() == []
+    assert again.outcomes() == [("decay", "APPLIED", 25)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tolaria_bus.leyline import CommandOutcome, SystemStatePacket
@@ -109,6 +111,30 @@ def test_power_lost_at_any_outcome_ends_in_the_same_bits(make_run, tmp_path, nth
     assert (resumed.steps, resumed.timeline) == (reference.steps, reference.timeline)
 
 
+@pytest.mark.parametrize("nth", [5, 6, 8, 10])
+def test_an_answer_in_the_journal_that_nobody_was_told_is_told_by_the_next_process(
+    make_run, tmp_path, nth: int
+) -> None:
+    """Commands that were put off have no entry that would be delivered again."""
+    run = make_run("run")
+    run.outbound = FailsAtOutcome(Power(run.path, tmp_path / "copy"), nth)
+    steer(run)
+    run.train()
+    before = run.outcomes()[: nth - 1]
+    again = make_run("copy")
+    again.train()
+    assert before + again.outcomes() == run.outcomes()
+
+
+def test_one_that_stopped_in_good_order_has_told_everything(make_run) -> None:
+    run = make_run(steps=10)
+    run.send('{"commandId": "a", "commandType": "CONTINUE"}', at_step=5)
+    run.train()
+    again = make_run(steps=20)
+    again.train()
+    assert again.outcomes() == []
+
+
 @pytest.mark.parametrize("nth", [1, 2, 3, 4])
 def test_power_lost_before_a_checkpoint_ends_in_the_same_bits(make_run, tmp_path, nth: int) -> None:
     run = make_run("run")
@@ -151,6 +177,74 @@ def test_a_run_stopped_and_started_again_has_the_bits_of_one_that_went_through(m
             stopped.send(f'{{"commandId": "s{steps}", "commandType": "STOP"}}', at_step=steps)
         summary = stopped.train()
     assert summary.weights_sha256 == through.weights_sha256
+
+
+class OwnLoader(Moons):
+    """Brings a loader that is gone through as it is."""
+
+    def __init__(self, stateful: bool) -> None:
+        super().__init__()
+        self.stateful = stateful
+
+    def train_data(self) -> Any:
+        return (TellingLoader if self.stateful else Loader)(super().train_data(), self.batch_size)
+
+
+class Loader:
+    """Shuffles by the global generator, and adds noise from it to each batch."""
+
+    def __init__(self, data: TensorDataset, batch_size: int) -> None:
+        self.data = data.tensors
+        self.batch_size = batch_size
+        self.order = torch.empty(0)
+        self.place = 0
+        self.loaded = False
+
+    def __len__(self) -> int:
+        return len(self.data[0]) // self.batch_size
+
+    def __iter__(self) -> Any:
+        if not self.loaded:
+            self.order, self.place = torch.randperm(len(self.data[0])), 0
+        self.loaded = False
+        while self.place < len(self):
+            rows = self.order[self.place * self.batch_size :][: self.batch_size]
+            self.place += 1
+            yield self.data[0][rows] + 0.01 * torch.randn(len(rows), 2), self.data[1][rows]
+
+
+class TellingLoader(Loader):
+    """The same, with a state."""
+
+    def state_dict(self) -> Any:
+        return {"order": self.order, "place": self.place}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.order, self.place, self.loaded = state["order"], state["place"], True
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_a_run_with_a_loader_of_the_users_own_is_exact_too(make_run, stateful: bool) -> None:
+    def steered(folder: str) -> Run:
+        run: Run = make_run(folder, job=OwnLoader(stateful))
+        for name, data, at_step in (("skip", "skip", 21), ("replay", "replay", 36)):
+            run.send(
+                f"""{{"commandId": "{name}", "commandType": "ROLLBACK",
+                "rollbackPayload": {{"data": "{data}", "target_step": 16}}}}""",
+                at_step=at_step,
+            )
+        return run
+
+    uninterrupted = steered("through")
+    through = uninterrupted.train()
+    assert through.timeline == 3
+    for steps in (5, 16, 17, 33, 40, None):
+        stopped = steered("stopped")
+        if steps is not None:
+            stopped.send(f'{{"commandId": "s{steps}", "commandType": "STOP"}}', at_step=steps)
+        summary = stopped.train()
+    assert (summary.weights_sha256, summary.timeline) == (through.weights_sha256, 3)
+    assert ("data_caution" in stopped.events()) is not stateful
 
 
 def test_a_rollback_goes_back_on_a_new_timeline_and_names_what_it_undid(make_run) -> None:

@@ -21,14 +21,17 @@ from tolaria_bus.cli.lazy import HELP, ReaderGone, group
 
 PROGRAM: Final = "tolaria-bus"
 INTERRUPTED: Final = 130
-_COMMANDS: Final = ("run", "worker", "send", "tail", "dlq", "doctor")
-_MODULES: Final = {"worker": "run"}
-"""Commands that live in another module than their own name's."""
+_COMMANDS: Final = (
+    "run", "worker", "weatherlight", "send", "tail", "dlq", "history", "journal", "checkpoints",
+    "doctor",
+)  # fmt: skip
+_ELSEWHERE: Final = {"worker": ("run", "build_worker"), "history": ("journal", "build_history")}
+"""Commands that live in another module than their own name's: the module, and what builds them."""
 
 
 def _load(name: str) -> Any:
-    module = importlib.import_module(f"tolaria_bus.cli.{_MODULES.get(name, name)}")
-    return getattr(module, "build_worker" if name == "worker" else "build")()
+    module, build = _ELSEWHERE.get(name, (name, "build"))
+    return getattr(importlib.import_module(f"tolaria_bus.cli.{module}"), build)()
 
 
 def _loader(name: str) -> Any:

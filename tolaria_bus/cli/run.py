@@ -41,6 +41,14 @@ Assignments = Annotated[
         "--set", metavar="NAME=VALUE", help="A setting, or with job.NAME an option of the job."
     ),
 ]
+ReplayOf = Annotated[
+    str | None,
+    typer.Option(
+        "--replay",
+        metavar="RUN",
+        help="Repeat the run of this id or folder from its journal, without a bus.",
+    ),
+]
 New = Annotated[bool, typer.Option("--new", help="Begin anew a run that the server knows already.")]
 
 
@@ -61,12 +69,35 @@ def run(
     summary: Summary = None,
     assignments: Assignments = None,
     new: New = False,
+    replay: ReplayOf = None,
 ) -> None:
     """Train a job; steer it from another terminal with `tolaria-bus send`.
 
     Ctrl-C finishes the step, saves and exits; the same command goes on from there. A second
     Ctrl-C exits at once, and loses nothing either.
+
+    With `--replay` a steered run is done again, every command at its step, and the weights are
+    compared with those that were recorded: exit code 0 if they are the same, or none were
+    recorded, 1 if not. The run's folder is only read; `--run-dir` keeps what the repeated one
+    comes to.
     """
+    if replay is not None:
+        from tolaria_bus.cli.replaying import repeat
+
+        given = {"--run": run_id is not None, "--redis": redis is not None, "--new": new}
+        raise typer.Exit(
+            repeat(
+                job,
+                replay,
+                assignments or [],
+                unwanted=[name for name, is_given in given.items() if is_given],
+                summary=summary,
+                folder=run_dir,
+                epochs=epochs,
+                steps=steps,
+                seed=seed,
+            )
+        )
     from tolaria_bus.cli.training import train
 
     _exit(

@@ -14,6 +14,7 @@ import orjson
 from tolaria_bus.settings import SettingError, Settings, load
 
 if TYPE_CHECKING:
+    from tolaria_bus.tolaria.replay import ReplaySummary
     from tolaria_bus.tolaria.summary import Progress, RunSummary
 
 
@@ -51,9 +52,9 @@ def train(
             "setting redis_url: a worker needs a server: --redis or TOLARIA_REDIS_URL"
         )
     if summary is not None:
-        _check_writable(summary)
+        check_writable(summary)
     if embedded:
-        _say(f"loading {job}")
+        say(f"loading {job}")
     finished = _work(job, job_options, settings, embedded=embedded, new=new)
     if summary is not None:
         write_summary(summary, finished)
@@ -64,7 +65,7 @@ def train(
     return finished.stopped_by
 
 
-def write_summary(path: Path, summary: RunSummary) -> None:
+def write_summary(path: Path, summary: RunSummary | ReplaySummary) -> None:
     """Write the summary as JSON, whole or not at all.
 
     Raises:
@@ -73,6 +74,19 @@ def write_summary(path: Path, summary: RunSummary) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_bytes(orjson.dumps(summary.to_json(), option=orjson.OPT_INDENT_2) + b"\n")
     scratch.replace(path)
+
+
+def check_writable(path: Path) -> None:
+    """See before hours of training whether a summary could be written there.
+
+    Raises:
+        SettingError: It couldn't.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise SettingError(f"--summary {path}: the folder {folder} doesn't exist")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise SettingError(f"--summary {path}: can't be written there")
 
 
 def _work(
@@ -103,14 +117,7 @@ def _work(
         return work(show)
 
 
-def _check_writable(path: Path) -> None:
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise SettingError(f"--summary {path}: the folder {folder} doesn't exist")
-    if path.is_dir() or not os.access(folder, os.W_OK):
-        raise SettingError(f"--summary {path}: can't be written there")
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell somebody who sits before a terminal what takes a moment."""
     if sys.stderr.isatty():
         print(text, file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 4 * width)
         self.project = nn.Linear(4 * width, width)
-        self.slot = SeedSlot(width, kind="linear")
+        self.slot = SeedSlot(width, kind="sequence")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, width) → the same shape; a place sees itself and what came before it."""

@@ -1,151 +1,100 @@
-"""What can be grown, by name. Every blueprint is the identity when it is new.
+"""What can be grown, by name: the library, and what a user's own package adds to it.
 
-Each is ``x + f(x)`` with the last layer of ``f`` at zero: grafting it in changes nothing until it
-has learned something, and its gradient is not zero.
+A package adds blueprints through the entry-point group ``tolaria_bus.blueprints``: the entry's name
+is the blueprint's id, what it loads is a :class:`Blueprint`. The library's ids can't be taken.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch import nn
 
-from tolaria_bus.kasmina.errors import SeedRefused, UnknownBlueprint
+from tolaria_bus.kasmina import modules
+from tolaria_bus.kasmina.errors import UnknownBlueprint
+from tolaria_bus.kasmina.parameters import Parameter, settled
 from tolaria_bus.kasmina.slot import SlotKind
 
-# Groups of a GroupNorm: as many as divide the channels, up to this.
-_MAX_GROUPS = 8
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A number that a blueprint takes; ``whole`` ones must be integers, ``odd`` ones odd too."""
-
-    default: float
-    least: float
-    most: float
-    whole: bool = True
-    odd: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """Say in words what is allowed."""
-        word = "an odd whole number" if self.odd else "a whole number" if self.whole else "a number"
-        return f"{word} from {self.least:g} to {self.most:g}"
+ENTRY_POINTS = "tolaria_bus.blueprints"
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """How to build one kind of seed for one kind of slot."""
+    """How to build one kind of seed.
 
-    kind: SlotKind
-    parameters: Mapping[str, Parameter]
+    Attributes:
+        kinds: The slots that it is for.
+        make: ``make(features, kind, **parameters)`` returns the module: features of a slot of that
+            kind in, the same shape out. It may draw from torch's default generator. A new seed
+            should be the identity, so that what it does is what it has learned.
+        parameters: What it takes, by name.
+    """
+
+    kinds: tuple[SlotKind, ...]
     make: Callable[..., nn.Module]
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
-class ResidualConv(nn.Module):
-    """Two convolutions around a ReLU: ``x + conv(relu(norm(conv(x))))``."""
-
-    def __init__(self, channels: int, *, expansion: float, kernel_size: int) -> None:
-        super().__init__()
-        hidden = max(1, round(channels * expansion))
-        padding = kernel_size // 2
-        self.expand = nn.Conv2d(channels, hidden, kernel_size, padding=padding, bias=False)
-        self.norm = nn.GroupNorm(math.gcd(hidden, _MAX_GROUPS), hidden)
-        self.project = _zero(nn.Conv2d(hidden, channels, kernel_size, padding=padding))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → the same shape."""
-        out: Tensor = x + self.project(F.relu(self.norm(self.expand(x))))
-        return out
-
-
-class Depthwise(nn.Module):
-    """A convolution of each channel by itself, then a mix of the channels."""
-
-    def __init__(self, channels: int, *, kernel_size: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(
-            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
-        )
-        self.pointwise = _zero(nn.Conv2d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → the same shape."""
-        out: Tensor = x + self.pointwise(F.relu(self.depthwise(x)))
-        return out
-
-
-class NormScale(nn.Module):
-    """The normalised input, scaled and shifted by channel: two numbers for each channel."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(math.gcd(channels, _MAX_GROUPS), channels)
-        nn.init.zeros_(self.norm.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → the same shape."""
-        out: Tensor = x + self.norm(x)
-        return out
-
-
-class ResidualMlp(nn.Module):
-    """Two layers around a GELU: ``x + linear(gelu(linear(x)))``."""
-
-    def __init__(self, features: int, *, expansion: float) -> None:
-        super().__init__()
-        hidden = max(1, round(features * expansion))
-        self.expand = nn.Linear(features, hidden)
-        self.project = _zero(nn.Linear(hidden, features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, F) → the same shape."""
-        out: Tensor = x + self.project(F.gelu(self.expand(x)))
-        return out
-
-
-class LowRank(nn.Module):
-    """A linear map of low rank beside the identity."""
-
-    def __init__(self, features: int, *, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(features, rank, bias=False)
-        self.up = _zero(nn.Linear(rank, features, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, F) → the same shape."""
-        out: Tensor = x + self.up(self.down(x))
-        return out
-
-
+_CONV: tuple[SlotKind, ...] = ("conv2d",)
+_LINEAR: tuple[SlotKind, ...] = ("linear", "sequence")
+_ANY: tuple[SlotKind, ...] = ("conv2d", "linear", "sequence")
 _EXPANSION = Parameter(default=1.0, least=0.05, most=8.0, whole=False)
 _KERNEL = Parameter(default=3, least=1, most=11, odd=True)
 
-BLUEPRINTS: Mapping[str, Blueprint] = {
+LIBRARY: Mapping[str, Blueprint] = {
     "residual_conv": Blueprint(
-        "conv2d", {"expansion": _EXPANSION, "kernel_size": _KERNEL}, ResidualConv
+        _CONV, modules.ResidualConv, {"expansion": _EXPANSION, "kernel_size": _KERNEL}
     ),
-    "depthwise": Blueprint("conv2d", {"kernel_size": _KERNEL}, Depthwise),
-    "norm_scale": Blueprint("conv2d", {}, NormScale),
-    "residual_mlp": Blueprint("linear", {"expansion": _EXPANSION}, ResidualMlp),
-    "low_rank": Blueprint("linear", {"rank": Parameter(default=8, least=1, most=4096)}, LowRank),
+    "bottleneck": Blueprint(
+        _CONV,
+        modules.Bottleneck,
+        {
+            "reduction": Parameter(default=4.0, least=1.0, most=64.0, whole=False),
+            "kernel_size": _KERNEL,
+        },
+    ),
+    "depthwise": Blueprint(_CONV, modules.Depthwise, {"kernel_size": _KERNEL}),
+    "residual_mlp": Blueprint(_LINEAR, modules.ResidualMlp, {"expansion": _EXPANSION}),
+    "attention": Blueprint(
+        ("sequence",),
+        modules.AttentionHead,
+        {
+            "heads": Parameter(default=1, least=1, most=64),
+            "width": Parameter(default=32, least=1, most=512),
+            "causal": Parameter(default=1, least=0, most=1),
+        },
+    ),
+    "low_rank": Blueprint(
+        _ANY, modules.LowRank, {"rank": Parameter(default=8, least=1, most=4096)}
+    ),
+    "norm_scale": Blueprint(_ANY, modules.NormScale),
+    "channel_scale": Blueprint(_ANY, modules.ChannelScale),
 }
 
 
+def known() -> tuple[str, ...]:
+    """Return every id: the library's, then those that packages add."""
+    return (*LIBRARY, *(name for name in _added() if name not in LIBRARY))
+
+
 def find(blueprint_id: str) -> Blueprint:
-    """Return a blueprint by its name.
+    """Return a blueprint by its id.
 
     Raises:
-        UnknownBlueprint: naming those there are.
+        UnknownBlueprint: naming those there are, or saying why the package's own can't be used.
     """
-    try:
-        return BLUEPRINTS[blueprint_id]
-    except KeyError:
-        known = ", ".join(f"{name} ({found.kind})" for name, found in BLUEPRINTS.items())
-        raise UnknownBlueprint(f"blueprint_id is {blueprint_id!r}; allowed: {known}") from None
+    if blueprint_id in LIBRARY:
+        return LIBRARY[blueprint_id]
+    if blueprint_id in _added():
+        return _load(blueprint_id)
+    raise UnknownBlueprint(f"blueprint_id is {blueprint_id!r}; allowed: {', '.join(known())}")
+
+
+def fitting(kind: SlotKind) -> tuple[str, ...]:
+    """Return the ids of the library's blueprints that a slot of some kind can take."""
+    return tuple(name for name, found in LIBRARY.items() if kind in found.kinds)
 
 
 def settle(blueprint_id: str, parameters: Mapping[str, Any]) -> dict[str, float | int]:
@@ -155,18 +104,8 @@ def settle(blueprint_id: str, parameters: Mapping[str, Any]) -> dict[str, float 
         UnknownBlueprint: there is no such blueprint.
         SeedRefused: ``bad_parameter``, naming it, its value and what is allowed.
     """
-    known = find(blueprint_id).parameters
-    for name in parameters:
-        if name not in known:
-            allowed = ", ".join(known) or "none"
-            raise SeedRefused(
-                "bad_parameter",
-                f"{name!r} is no parameter of the blueprint {blueprint_id}; allowed: {allowed}",
-            )
-    return {
-        name: _checked(name, parameters.get(name, spec.default), spec)
-        for name, spec in known.items()
-    }
+    specs = find(blueprint_id).parameters
+    return settled(f"the blueprint {blueprint_id}", specs, parameters)
 
 
 def build(
@@ -179,28 +118,32 @@ def build(
         SeedRefused: ``bad_parameter``.
     """
     blueprint = find(blueprint_id)
-    if blueprint.kind != kind:
-        fitting = ", ".join(name for name, found in BLUEPRINTS.items() if found.kind == kind)
+    if kind not in blueprint.kinds:
         raise UnknownBlueprint(
-            f"the blueprint {blueprint_id} is for {blueprint.kind} slots, this one is {kind}; "
-            f"allowed: {fitting}"
+            f"the blueprint {blueprint_id} is for {' or '.join(blueprint.kinds)} slots, this one "
+            f"is {kind}; allowed: {', '.join(fitting(kind))}"
         )
-    return blueprint.make(features, **settle(blueprint_id, parameters))
+    return blueprint.make(features, kind, **settle(blueprint_id, parameters))
 
 
-def _checked(name: str, value: object, spec: Parameter) -> float | int:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and math.isfinite(value) and spec.least <= value <= spec.most:  # type: ignore[arg-type, operator]
-        # A protobuf Struct has no integers: 3.0 is a whole number.
-        if not spec.whole:
-            return float(value)  # type: ignore[arg-type]
-        if value == int(value) and (not spec.odd or int(value) % 2):  # type: ignore[call-overload]
-            return int(value)  # type: ignore[call-overload, no-any-return]
-    raise SeedRefused("bad_parameter", f"{name} is {value!r}; allowed: {spec.allowed}")
+@cache
+def _added() -> Mapping[str, Any]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
 
 
-def _zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
+@cache
+def _load(blueprint_id: str) -> Blueprint:
+    entry = _added()[blueprint_id]
+    try:
+        loaded: object = entry.load()
+    except Exception as error:
+        raise UnknownBlueprint(
+            f"blueprint_id is {blueprint_id!r}, whose {entry.value} can't be loaded: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(loaded, Blueprint):
+        raise UnknownBlueprint(
+            f"blueprint_id is {blueprint_id!r}, whose {entry.value} is a "
+            f"{type(loaded).__name__}; it must be a tolaria_bus.kasmina.Blueprint"
+        )
+    return loaded

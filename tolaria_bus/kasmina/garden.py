@@ -1,108 +1,123 @@
-"""The face of Kasmina: grows seeds in a model's slots and removes them again.
+"""The garden: grows seeds in a model, leads them through their life, and removes them again.
 
 A seed's weights are drawn under a fork of torch's generator, seeded by an explicit number, so that
 growing one changes no other draw of the run, and growing it again gives the same weights. What is
 in the garden can be written down (``structure``) and made again in a fresh model (``rebuild``),
-with the same parameter names and shapes in the same order; the weights come from a checkpoint.
-
-This version executes *germinate* and *cull*. Other operations that the life cycle allows are
-refused as ``unsupported_operation``.
+with the same parameter names and shapes in the same order, the same stages, shares and countdowns;
+the weights come from a checkpoint.
 """
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tolaria_bus.kasmina import blueprints
+from tolaria_bus.kasmina import blueprints, operations
+from tolaria_bus.kasmina.blend import ramp, task_weight
 from tolaria_bus.kasmina.errors import SeedRefused
-from tolaria_bus.kasmina.gates import PARAMETER_LIMIT, check_sanity
-from tolaria_bus.kasmina.lifecycle import operation_name, refuse
+from tolaria_bus.kasmina.folding import can_fold, fold
+from tolaria_bus.kasmina.gates import GateReading, Limits
+from tolaria_bus.kasmina.lifecycle import TRANSITIONS, operation_name, refuse
+from tolaria_bus.kasmina.measuring import measure
+from tolaria_bus.kasmina.operations import Moment
+from tolaria_bus.kasmina.places import Places, SlotShape
+from tolaria_bus.kasmina.planting import Planting, first_free, free
 from tolaria_bus.kasmina.records import (
     Germinated,
     GerminationPlan,
+    OperationPlan,
     Rebuilt,
     SeedRecord,
     SlotView,
+    Transition,
     init_seed,
 )
-from tolaria_bus.kasmina.registry import Registry
-from tolaria_bus.kasmina.slot import SeedSlot, SlotKind
-from tolaria_bus.leyline import SeedLifecycleStage, SeedOperation, SeedState
+from tolaria_bus.kasmina.side import Health, learn
+from tolaria_bus.kasmina.telling import seed_state
+from tolaria_bus.leyline import SeedLifecycleStage as Stage
+from tolaria_bus.leyline import SeedOperation as Operation
+from tolaria_bus.leyline import SeedState
 
-__all__ = [
-    "SUPPORTED",
-    "Germinated",
-    "GerminationPlan",
-    "Kasmina",
-    "Rebuilt",
-    "SeedRefused",
-    "SlotView",
-]
-
-SUPPORTED = (SeedOperation.SEED_OP_GERMINATE, SeedOperation.SEED_OP_CULL)
+NEVER = sys.maxsize
 _SEED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_STRUCTURE_VERSION = 1
+_STRUCTURE_VERSION = 2
 
 
-class Kasmina:
-    """The seeds of one model.
+class Garden:
+    """The seeds of one model; the ``Kasmina`` that a run has if its job brings none.
 
     Args:
-        model: Its ``SeedSlot`` modules are the slots; a slot's name is its qualified name.
-        parameter_limit: No seed may have more parameters.
+        model: Its ``SeedSlot`` modules are slots by their qualified names, and any module whose
+            class tells what comes out of it is one by its path.
+        slots: Further ones: paths of modules, with a ``SlotShape`` where their class doesn't tell.
+        limits: Where the gates are set.
+
+    Attributes:
+        registry: Which parameter belongs to whom.
+        next_step: ``advance`` has something to do once so many steps are done.
+        side: The seeds that learn on the side now.
+
+    Raises:
+        ValueError: ``slots`` names what can't be one.
     """
 
-    def __init__(self, model: nn.Module, *, parameter_limit: int = PARAMETER_LIMIT) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: Iterable[str] | Mapping[str, SlotShape | tuple[str, int] | None] = (),
+        *,
+        limits: Limits | None = None,
+    ) -> None:
+        self.next_step = NEVER
+        self.side: tuple[str, ...] = ()
         self._model = model
-        self._limit = parameter_limit
-        self._slots = {
-            name: module for name, module in model.named_modules() if isinstance(module, SeedSlot)
-        }
+        self._limits = limits or Limits()
+        self._places = Places(model, slots)
+        self._planting = Planting(model, self._places, self._limits)
+        self.registry = self._planting.registry
         self._seeds: dict[str, SeedRecord] = {}
-        self.registry = Registry()
+        self._health: dict[str, Health] = {}
 
     def slots(self) -> list[SlotView]:
-        """Return every slot, in the model's order."""
-        taken = {seed.slot: seed.seed_id for seed in self._seeds.values()}
+        """Return every slot, the model's own in its order, then those that were named."""
+        taken = {seed.slot: seed.seed_id for seed in self._seeds.values() if seed.holds_slot}
         return [
-            SlotView(name, slot.kind, slot.features, taken.get(name, ""))
-            for name, slot in self._slots.items()
+            SlotView(place.name, place.kind, place.features, taken.get(place.name, ""))
+            for place in self._places.all()
         ]
 
     def seed_ids(self) -> tuple[str, ...]:
-        """Return the ids of the seeds that are there, oldest first."""
+        """Return the ids of the seeds that aren't DORMANT, oldest first."""
         return tuple(self._seeds)
 
-    def check(self, seed_id: str, operation: SeedOperation.ValueType) -> None:
-        """Raise if ``operation`` can't be done to a seed now; nothing else is judged.
+    def stage(self, seed_id: str) -> Stage.ValueType:
+        """Return the stage of a seed; DORMANT if there is none of that id."""
+        seed = self._seeds.get(seed_id)
+        return Stage.SEED_STAGE_DORMANT if seed is None else seed.stage
+
+    # Judging
+
+    def check(self, seed_id: str, operation: Operation.ValueType) -> None:
+        """Raise if ``operation`` is not legal for a seed now; no gate is looked at.
 
         Raises:
             SeedRefused: ``unknown_seed``, ``illegal_transition`` or ``unsupported_operation``.
         """
-        seed = self._seeds.get(seed_id)
-        germinate = operation == SeedOperation.SEED_OP_GERMINATE
-        if operation not in SeedOperation.values() or operation == SeedOperation.SEED_OP_UNKNOWN:
-            names = ", ".join(operation_name(known) for known in SeedOperation.values()[1:])
+        if operation not in Operation.values() or operation == Operation.SEED_OP_UNKNOWN:
+            names = ", ".join(operation_name(known) for known in Operation.values()[1:])
             raise SeedRefused(
                 "unsupported_operation",
                 f"operation is {operation_name(operation)}; allowed: {names}",
             )
-        if seed is None and not germinate:
+        if seed_id not in self._seeds and operation != Operation.SEED_OP_GERMINATE:
             known = ", ".join(self._seeds) or "none, as no seed has been germinated"
             raise SeedRefused("unknown_seed", f"target_seed_id is {seed_id!r}; allowed: {known}")
-        stage = SeedLifecycleStage.SEED_STAGE_DORMANT if seed is None else seed.stage
-        why = refuse(stage, operation)
+        why = refuse(self.stage(seed_id), operation)
         if why is not None:
             raise SeedRefused("illegal_transition", f"seed {seed_id!r}: {why}")
-        if operation not in SUPPORTED:
-            names = ", ".join(operation_name(known) for known in SUPPORTED)
-            raise SeedRefused(
-                "unsupported_operation",
-                f"{operation_name(operation)} can't be done in this version; supported is: {names}",
-            )
 
     def plan_germinate(
         self,
@@ -117,7 +132,7 @@ class Kasmina:
         Args:
             seed_id: How it will be addressed: 1 to 64 of ``A-Z a-z 0-9 . _ -``.
             blueprint_id: What to build.
-            slot: Where; empty: the first free slot that the blueprint fits.
+            slot: Where: a slot's name or a module's path; empty: the first free slot that fits.
             parameters: The blueprint's; what is left out has its default.
 
         Raises:
@@ -129,15 +144,28 @@ class Kasmina:
                 "bad_parameter",
                 f"target_seed_id is {seed_id!r}; allowed: 1 to 64 of A-Z a-z 0-9 . _ -",
             )
-        self.check(seed_id, SeedOperation.SEED_OP_GERMINATE)
+        self.check(seed_id, Operation.SEED_OP_GERMINATE)
         settled = blueprints.settle(blueprint_id, parameters or {})
-        name = self._free_slot(slot, blueprints.find(blueprint_id).kind)
-        place = self._slots[name]
-        # On the meta device the size and the shapes can be judged without drawing or storing.
-        with torch.device("meta"):
-            draft = blueprints.build(blueprint_id, place.kind, place.features, settled)
-        check_sanity(draft, place.kind, place.features, self._limit)
-        return GerminationPlan(seed_id, blueprint_id, name, settled)
+        tenants = self._tenants()
+        if slot:
+            place = free(self._places, tenants, slot)
+        else:
+            place = first_free(self._places, tenants, blueprints.find(blueprint_id).kinds)
+        self._planting.draft(blueprint_id, place, settled)
+        return GerminationPlan(seed_id, blueprint_id, place.name, settled)
+
+    def plan(
+        self, seed_id: str, operation: Operation.ValueType, values: Mapping[str, Any] | None = None
+    ) -> OperationPlan:
+        """Judge any other operation, but for its gate, which is measured when it is done.
+
+        Raises:
+            SeedRefused: as ``check``, or ``bad_parameter``.
+        """
+        self.check(seed_id, operation)
+        return OperationPlan(seed_id, operation, operations.settle(operation, values or {}))
+
+    # Doing
 
     def germinate(
         self, plan: GerminationPlan, *, seed: int, step: int = 0, epoch: int = 0
@@ -145,152 +173,251 @@ class Kasmina:
         """Grow a planned seed; the host's output and gradients stay what they were, to the bit.
 
         Args:
-            plan: Made since the garden last changed.
-            seed: The run's; with the seed's id it gives the first weights.
-            step: Optimizer steps done, for its age.
-            epoch: Epochs done, for its age.
-
-        Raises:
-            SeedRefused: ``gate_failed``, or as ``plan_germinate`` where the garden has changed
-                since; the model is as it was.
-        """
-        self.check(plan.seed_id, SeedOperation.SEED_OP_GERMINATE)
-        self._free_slot(plan.slot, self._slots[plan.slot].kind)
-        return self._grow(
-            SeedRecord(
-                seed_id=plan.seed_id,
-                slot=plan.slot,
-                blueprint_id=plan.blueprint_id,
-                parameters=dict(plan.parameters),
-                init_seed=init_seed(seed, plan.seed_id),
-                stage=SeedLifecycleStage.SEED_STAGE_GERMINATED,
-                born_step=step,
-                born_epoch=epoch,
-            )
-        )
-
-    def cull(self, seed_id: str) -> tuple[str, ...]:
-        """Remove a seed; nothing of it stays in the model, and its slot is free.
+            plan: As judged.
+            seed: The run's; the seed's first weights are drawn from it and the seed's id.
+            step: Steps done.
+            epoch: Epochs done.
 
         Returns:
-            The names of the parameters that are gone, for the optimizer to forget.
+            The new parameters, for the optimizer to take on.
 
         Raises:
-            SeedRefused: ``unknown_seed`` or ``illegal_transition``.
+            SeedRefused: the plan is no longer legal, or gate G0 refuses.
         """
-        self.check(seed_id, SeedOperation.SEED_OP_CULL)
-        return self._remove(seed_id)
+        plan = self.plan_germinate(
+            plan.seed_id, plan.blueprint_id, slot=plan.slot, parameters=plan.parameters
+        )
+        record = SeedRecord(
+            seed_id=plan.seed_id,
+            slot=plan.slot,
+            blueprint_id=plan.blueprint_id,
+            parameters=dict(plan.parameters),
+            init_seed=init_seed(seed, plan.seed_id),
+            stage=Stage.SEED_STAGE_GERMINATED,
+            born_step=step,
+            born_epoch=epoch,
+            since=step,
+        )
+        grown = self._planting.grow(record)
+        self._settle(record)
+        return grown
+
+    def operate(self, plan: OperationPlan, moment: Moment) -> Transition:
+        """Do what ``plan`` judged: measure the gate on the way, then pass into the next stage.
+
+        Raises:
+            SeedRefused: no longer legal, or ``gate_failed`` with its reading; nothing has changed.
+        """
+        self.check(plan.seed_id, plan.operation)
+        record = self._seeds[plan.seed_id]
+        after = TRANSITIONS[record.stage][plan.operation]
+        place, health = self._places.at(record.slot), self._health.get(plan.seed_id)
+        reading = measure(plan.operation, record, place, health, moment, self._limits)
+        if reading is not None:
+            reading.require()
+        changed = replace(record, stage=after, since=moment.step)
+        match plan.operation:
+            case Operation.SEED_OP_START_TRAINING:
+                self._health[plan.seed_id] = Health(device=self._planting.device)
+            case Operation.SEED_OP_START_GRAFTING:
+                steps = int(plan.values["blend_steps"])
+                changed = replace(
+                    changed, blend_steps=steps, alpha=ramp(1, steps), loss_before=moment.loss
+                )
+            case Operation.SEED_OP_FINE_TUNE:
+                changed = replace(record, fine_tuning=True)
+            case Operation.SEED_OP_FOSSILIZE:
+                changed = self._fossilize(changed, may_fold=bool(plan.values["fold"]))
+            case Operation.SEED_OP_CULL:
+                embargo = int(plan.values["embargo_steps"])
+                changed = replace(changed, alpha=0.0, embargo_steps=embargo)
+        removed = () if changed.grows else self._planting.uproot(record)
+        if after == Stage.SEED_STAGE_DORMANT:
+            reading = self._planting.left(record).require()
+        self._settle(changed)
+        return Transition(plan.seed_id, record.stage, after, reading, removed, changed.folded)
+
+    def advance(self, step: int) -> tuple[Transition, ...]:
+        """Do what time brings, once ``step`` steps are done and before the next one is made.
+
+        Shares of seeds that are BLENDING become those of the next step; CULLED seeds are EMBARGOED,
+        and DORMANT once their embargo is over and gate G5 finds nothing left of them. Idempotent.
+
+        Returns:
+            The changes of stage, in order.
+        """
+        passed: list[Transition] = []
+        for record in list(self._seeds.values()):
+            if record.stage == Stage.SEED_STAGE_BLENDING:
+                alpha = ramp(step + 1 - record.since, record.blend_steps)
+                self._settle(replace(record, alpha=alpha))
+            if record.stage == Stage.SEED_STAGE_CULLED:
+                record = self._pass(record, Stage.SEED_STAGE_EMBARGOED, None, passed)
+            ended = step + 1 >= record.since + record.embargo_steps
+            if record.stage == Stage.SEED_STAGE_EMBARGOED and ended:
+                record = self._pass(
+                    record, Stage.SEED_STAGE_RESETTING, self._planting.left(record), passed
+                )
+            if record.stage == Stage.SEED_STAGE_RESETTING:
+                reading = self._planting.left(record)
+                if reading.passed:
+                    self._pass(record, Stage.SEED_STAGE_DORMANT, reading, passed)
+        self._look_ahead()
+        return tuple(passed)
+
+    def learn(self, seed_id: str, loss: Callable[[], Tensor]) -> None:
+        """Give a TRAINING seed the gradient of a pass on the side; nothing of the host changes.
+
+        Args:
+            seed_id: One of ``side``.
+            loss: Runs the host on the step's batch and returns the job's loss. The caller forks
+                and seeds the random generators.
+        """
+        place = self._places.at(self._seeds[seed_id].slot)
+        learn(self._model, place, loss, self._health[seed_id])
+
+    def terminate(self) -> tuple[Transition, ...]:
+        """The run is over: FOSSILIZED seeds, a part of the host for good, are TERMINATED."""
+        passed: list[Transition] = []
+        for record in list(self._seeds.values()):
+            if record.stage == Stage.SEED_STAGE_FOSSILIZED:
+                self._pass(record, Stage.SEED_STAGE_TERMINATED, None, passed)
+        return tuple(passed)
+
+    # Telling
+
+    def task_weights(self) -> dict[str, float]:
+        """Return the weight of each seed's task in the gradient, for the step to come."""
+        return {
+            seed.seed_id: task_weight(seed.stage, seed.alpha, fine_tuning=seed.fine_tuning)
+            for seed in self._seeds.values()
+        }
+
+    def seed_states(self, step: int = 0, epoch: int = 0) -> list[SeedState]:
+        """Return each seed as Leyline tells it, oldest first. Waits for the device."""
+        order = {place.name: depth for depth, place in enumerate(self._places.all())}
+        return [
+            seed_state(
+                self._written(record),
+                step,
+                epoch,
+                depth=order[record.slot],
+                parameter_count=sum(
+                    parameter.numel() for parameter in self._planting.parameters(record).values()
+                ),
+            )
+            for record in self._seeds.values()
+        ]
+
+    # Writing down
 
     def structure(self) -> dict[str, Any]:
-        """Return what is in the garden as JSON values, oldest seed first."""
+        """Return what is in the garden as JSON values, oldest seed first. Waits for the device."""
         return {
             "version": _STRUCTURE_VERSION,
-            "seeds": [record.to_json() for record in self._seeds.values()],
+            "seeds": [self._written(record).to_json() for record in self._seeds.values()],
         }
 
     def rebuild(self, structure: Mapping[str, Any]) -> Rebuilt:
         """Make the garden what ``structure`` says, in a fresh model or in one with other seeds.
 
-        Seeds that are the same in both are left alone, with their parameters; the others are
-        removed, then those missing are grown, in the structure's order.
+        Seeds that are the same in both keep their parameters; the others are removed, then those
+        missing are grown, in the structure's order. Every seed gets the stage, share and countdown
+        of the structure.
 
         Raises:
             ValueError: the structure is of an unknown version.
             SeedRefused: the model hasn't the slots that it needs.
         """
-        if structure.get("version") != _STRUCTURE_VERSION:
+        version = structure.get("version")
+        if version not in {1, _STRUCTURE_VERSION}:
             raise ValueError(
-                f"the structure of seeds has version {structure.get('version')!r}; "
-                f"allowed: {_STRUCTURE_VERSION}"
+                f"the structure of seeds has version {version!r}; "
+                f"allowed: at most {_STRUCTURE_VERSION}"
             )
         records = [SeedRecord.from_json(entry) for entry in structure["seeds"]]
         wanted = {record.seed_id: record for record in records}
         for seed in wanted.values():
-            self._require_slot(seed.slot)
+            self._places.at(seed.slot)
         same = {
             seed_id
             for seed_id, seed in self._seeds.items()
             if seed_id in wanted and seed.grows_as(wanted[seed_id])
         }
         removed = {
-            seed_id: self._remove(seed_id) for seed_id in list(self._seeds) if seed_id not in same
+            seed_id: self._planting.uproot(seed)
+            for seed_id, seed in self._seeds.items()
+            if seed_id not in same and seed.grows
         }
-        grown = [self._grow(seed) for seed_id, seed in wanted.items() if seed_id not in same]
-        self._seeds = wanted
+        self._seeds, self._health = {}, {}
+        grown = []
+        for record in records:
+            if record.grows and record.seed_id not in same:
+                grown.append(self._planting.grow(record))
+            if record.health:
+                self._health[record.seed_id] = Health(record.health, self._planting.device)
+            self._settle(record)
+        self._look_ahead()
         return Rebuilt(removed, tuple(grown))
 
-    def seed_states(self, step: int = 0, epoch: int = 0) -> list[SeedState]:
-        """Return each seed as Tamiyo gets it; ``step`` and ``epoch`` are now, for the ages.
+    # Inside
 
-        ``layer_depth`` is the slot's place among the model's slots. Gradient norm and learning rate
-        are for their owners to fill in.
-        """
-        depth = {name: index for index, name in enumerate(self._slots)}
-        return [
-            SeedState(
-                seed_id=seed.seed_id,
-                stage=seed.stage,
-                layer_depth=depth[seed.slot],
-                age_epochs=max(0, epoch - seed.born_epoch),
-                age_steps=max(0, step - seed.born_step),
-                slot=seed.slot,
-                blueprint_id=seed.blueprint_id,
-                parameter_count=sum(p.numel() for p in self._slots[seed.slot].parameters()),
-            )
+    def _tenants(self) -> dict[str, str]:
+        """Who holds which place; two names may mean one module, its prefix doesn't."""
+        return {
+            self._places.at(seed.slot).prefix: seed.seed_id
             for seed in self._seeds.values()
-        ]
+            if seed.holds_slot
+        }
 
-    def _free_slot(self, name: str, kind: SlotKind) -> str:
-        views = {view.name: view for view in self.slots()}
-        free = [view.name for view in views.values() if not view.seed_id and view.kind == kind]
-        if not name:
-            if free:
-                return free[0]
-            if any(view.kind == kind for view in views.values()):
-                raise SeedRefused("slot_taken", f"every {kind} slot has a seed; cull one first")
-            known = ", ".join(f"{view.name} ({view.kind})" for view in views.values()) or "none"
-            raise SeedRefused("unknown_slot", f"the model has no {kind} slot; its slots: {known}")
-        self._require_slot(name)
-        if views[name].seed_id:
-            raise SeedRefused(
-                "slot_taken",
-                f"slot is {name!r}, which has the seed {views[name].seed_id!r}; "
-                f"free: {', '.join(free) or 'none'}",
-            )
-        return name
+    def _fossilize(self, record: SeedRecord, *, may_fold: bool) -> SeedRecord:
+        place = self._places.at(record.slot)
+        fossil = replace(record, stage=Stage.SEED_STAGE_FOSSILIZED)
+        if may_fold and place.seed is not None and can_fold(place.host, place.seed):
+            assert place.host is not None
+            fold(place.host, place.seed)
+            return replace(fossil, folded=True)
+        return fossil
 
-    def _require_slot(self, name: str) -> None:
-        if name not in self._slots:
-            known = ", ".join(f"{n} ({s.kind})" for n, s in self._slots.items())
-            raise SeedRefused(
-                "unknown_slot",
-                f"slot is {name!r}; allowed: {known or 'none, as the model has no seed slot'}",
-            )
+    def _pass(
+        self,
+        record: SeedRecord,
+        after: Stage.ValueType,
+        reading: GateReading | None,
+        passed: list[Transition],
+    ) -> SeedRecord:
+        passed.append(Transition(record.seed_id, record.stage, after, reading))
+        changed = replace(record, stage=after)
+        self._settle(changed)
+        return changed
 
-    def _grow(self, seed: SeedRecord) -> Germinated:
-        slot = self._slots[seed.slot]
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it would seed the accelerators too.
-            torch.default_generator.manual_seed(seed.init_seed)
-            module = blueprints.build(seed.blueprint_id, slot.kind, slot.features, seed.parameters)
-        device, dtype = self._place()
-        module.to(device=device, dtype=dtype).train(slot.training)
-        check_sanity(module, slot.kind, slot.features, self._limit)
-        slot.seed = module
-        prefix = f"{seed.slot}.seed" if seed.slot else "seed"
-        grown = {f"{prefix}.{name}": p for name, p in module.named_parameters()}
-        self.registry.give(seed.seed_id, grown)
-        self._seeds[seed.seed_id] = seed
-        return Germinated(seed.seed_id, seed.slot, seed.blueprint_id, grown)
+    def _settle(self, record: SeedRecord) -> None:
+        """Write a record down, and let it be so in the model."""
+        if record.stage == Stage.SEED_STAGE_DORMANT:
+            self._seeds.pop(record.seed_id, None)
+        else:
+            self._seeds[record.seed_id] = record
+            self._planting.connect(record)
+        if not record.grows:
+            self._health.pop(record.seed_id, None)
+        self._look_ahead()
 
-    def _remove(self, seed_id: str) -> tuple[str, ...]:
-        seed = self._seeds.pop(seed_id)
-        self._slots[seed.slot].seed = None
-        return self.registry.release(seed_id)
+    def _look_ahead(self) -> None:
+        """Note who learns on the side, and when ``advance`` is next needed."""
+        seeds = self._seeds.values()
+        self.side = tuple(s.seed_id for s in seeds if s.stage == Stage.SEED_STAGE_TRAINING)
+        self.next_step = min((_due(seed) for seed in seeds), default=NEVER)
 
-    def _place(self) -> tuple[torch.device, torch.dtype]:
-        """Return where the host's weights are, and their type."""
-        for parameter in self._model.parameters():
-            if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
-        return torch.device("cpu"), torch.get_default_dtype()
+    def _written(self, record: SeedRecord) -> SeedRecord:
+        health = self._health.get(record.seed_id)
+        return record if health is None else replace(record, health=tuple(health.numbers()))
+
+
+def _due(seed: SeedRecord) -> int:
+    """Once how many steps are done ``Garden.advance`` has something to do for a seed."""
+    if seed.stage == Stage.SEED_STAGE_BLENDING:
+        return NEVER if seed.alpha == 1.0 else 0
+    if seed.stage == Stage.SEED_STAGE_EMBARGOED:
+        return seed.since + seed.embargo_steps - 1
+    awaits = {Stage.SEED_STAGE_CULLED, Stage.SEED_STAGE_RESETTING}
+    return 0 if seed.stage in awaits else NEVER

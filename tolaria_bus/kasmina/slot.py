@@ -1,22 +1,75 @@
-"""The place in a host model where a seed can be grafted."""
+"""The place in a host model where a seed can be grafted, and how its output gets in."""
 
+from enum import Enum, auto
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
-SlotKind = Literal["conv2d", "linear"]
+SlotKind = Literal["conv2d", "linear", "sequence"]
 KINDS: tuple[str, ...] = get_args(SlotKind)
+
+
+class Mode(Enum):
+    """What a graft makes of the host's features x and the seed's output s."""
+
+    SIDE = auto()
+    """s of the detached x: the seed learns, and no gradient passes to what made x."""
+    BLEND = auto()
+    """(1 - alpha)·x + alpha·s."""
+    WHOLE = auto()
+    """s."""
+    BYPASS = auto()
+    """x: the host as it would be without the seed."""
+
+
+class Graft:
+    """The way from a slot's input to its output while its seed has a say in it.
+
+    Args:
+        seed: The module; its first parameter says where alpha lives.
+        mode: To begin with.
+
+    Attributes:
+        tap: Where not None, every pass adds its (features, seed's output) to it.
+    """
+
+    def __init__(self, seed: nn.Module, mode: Mode) -> None:
+        self.mode = mode
+        self.tap: list[tuple[Tensor, Tensor]] | None = None
+        self._seed = seed
+        # A tensor: a compiled model would be compiled anew for every other number.
+        self._alpha = next(seed.parameters()).detach().new_zeros(())
+
+    def set_alpha(self, alpha: float) -> None:
+        """Set the seed's share of the output, 0 to 1, from the next pass on."""
+        self._alpha.fill_(alpha)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the slot's output for its input, of the same shape and dtype."""
+        mode = self.mode
+        if mode is Mode.BYPASS:
+            return x
+        out: Tensor = self._seed(x.detach() if mode is Mode.SIDE else x)
+        if out.dtype != x.dtype:  # Under autocast.
+            out = out.to(x.dtype)
+        if self.tap is not None:
+            self.tap.append((x, out))
+        if mode is Mode.BLEND:
+            return torch.lerp(x, out, self._alpha.to(x.dtype))
+        return out
 
 
 class SeedSlot(nn.Module):
     """Put one wherever a model may grow: ``self.slot = SeedSlot(64)``, then ``x = self.slot(x)``.
 
-    While it is empty, and while its seed is GERMINATED, it returns its input itself: the host's
-    output and gradients are to the bit those of a model without the slot. A seed is a submodule
-    (``seed``), so it moves between devices, and goes into state dicts, with its host.
+    While it is empty, and while its seed is GERMINATED or TRAINING, it returns its input itself:
+    the host's output and gradients are to the bit those of a model without the slot. A seed is a
+    submodule (``seed``), so it moves between devices, and goes into state dicts, with its host.
 
     Args:
-        features: ``conv2d``: the channels of (N, C, H, W); ``linear``: the last dimension's size.
+        features: ``conv2d``: the channels of (N, C, H, W); ``linear``: the size of the last
+            dimension of (…, F); ``sequence``: that of (N, T, F).
         kind: What passes through.
 
     Raises:
@@ -24,6 +77,7 @@ class SeedSlot(nn.Module):
     """
 
     seed: nn.Module | None
+    graft: Graft | None
 
     def __init__(self, features: int, kind: SlotKind = "conv2d") -> None:
         super().__init__()
@@ -33,11 +87,13 @@ class SeedSlot(nn.Module):
             raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}")
         self.features = features
         self.kind: SlotKind = kind
+        self.graft = None
         self.register_module("seed", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` itself."""
-        return x
+        """Return ``x`` itself, or what the graft makes of it."""
+        graft = self.graft
+        return x if graft is None else graft(x)
 
     def extra_repr(self) -> str:
         """Show the slot's shape where the model is printed."""

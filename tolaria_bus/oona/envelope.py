@@ -8,7 +8,6 @@ from tolaria_bus.oona.opening import REFUSED_REASONS, Opened, Opener, Refused, R
 from tolaria_bus.oona.sealing import (
     JSON,
     PAYLOAD,
-    SCHEMA_VERSION,
     SIGNATURE,
     new_message_id,
     seal,
@@ -20,7 +19,6 @@ __all__ = [
     "JSON",
     "PAYLOAD",
     "REFUSED_REASONS",
-    "SCHEMA_VERSION",
     "SIGNATURE",
     "Opened",
     "Opener",

@@ -28,6 +28,7 @@ IDENTIFYING: Final = (
     "breaker",
     "command_id",
     "connection",
+    "deadline",
     "error",
     "group",
     "reason",

@@ -26,7 +26,7 @@ from tolaria_bus.leyline.codec import (
     parse_enum,
 )
 from tolaria_bus.oona.by_hand import date, derived_id, identify, read_by_hand, undated
-from tolaria_bus.oona.sealing import JSON, PAYLOAD, SIGNATURE
+from tolaria_bus.oona.sealing import JSON, PAYLOAD, SIGNATURE, own_id
 from tolaria_bus.oona.trust import (
     FRESH_AHEAD_MS,
     FRESH_BACK_MS,
@@ -108,8 +108,8 @@ class Opened:
 
     @property
     def message_id(self) -> str:
-        """The same at every attempt to send."""
-        return self.envelope.message_id
+        """The same at every attempt to send; the packet's own where its envelope has none."""
+        return self.envelope.message_id or own_id(self.message)
 
     @property
     def correlation_id(self) -> str:

@@ -264,13 +264,17 @@ class Outbox:
 
     def _wrap(self, packet: Packet, message: Message) -> BusEnvelope:
         packet.message_id = packet.message_id or new_message_id()
-        return wrap(
+        envelope = wrap(
             message,
             source=self._source,
             priority=packet.priority,
             message_id=packet.message_id,
             correlation_id=packet.correlation_id,
         )
+        if packet.durable:
+            # The spool goes by it, and so do those who look for repetitions.
+            envelope.message_id = packet.message_id
+        return envelope
 
     def _take_up(self, spool: Spool) -> None:
         """Queue what an earlier process could not deliver."""
@@ -290,7 +294,7 @@ class Outbox:
                 floods[envelope.message_id] = number
             kept[number] = Packet(
                 stream=envelope.audience,
-                priority=envelope.priority,
+                priority=envelope.priority or MessagePriority.MESSAGE_PRIORITY_NORMAL,
                 message_id=envelope.message_id,
                 correlation_id=envelope.correlation_id,
                 settlement=spooled.settlement if spooled.HasField("settlement") else None,

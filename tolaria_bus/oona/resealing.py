@@ -35,7 +35,7 @@ from tolaria_bus.oona.by_hand import date, derived_id, identify, read_by_hand
 from tolaria_bus.oona.examining import Contents
 from tolaria_bus.oona.letters import Found
 from tolaria_bus.oona.resent import mark
-from tolaria_bus.oona.sealing import JSON, seal_envelope, wrap
+from tolaria_bus.oona.sealing import JSON, own_id, seal_envelope, wrap
 from tolaria_bus.oona.streams import dead_letters_of
 from tolaria_bus.oona.trust import KeyRing, parse_entry_id
 
@@ -190,7 +190,9 @@ class Resealer:
             message,
             source=self._terms.by,
             priority=old.priority if known else MessagePriority.MESSAGE_PRIORITY_NORMAL,
-            message_id=old.message_id or derived_id(letter.stream, letter.entry_id),
+            message_id=old.message_id
+            or own_id(message)
+            or derived_id(letter.stream, letter.entry_id),
             correlation_id=old.correlation_id,
         )
         envelope.attributes.update(old.attributes)

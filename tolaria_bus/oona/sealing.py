@@ -8,7 +8,7 @@ from typing import Final
 
 from google.protobuf.message import Message
 
-from tolaria_bus.leyline import BusEnvelope, MessagePriority
+from tolaria_bus.leyline import BusEnvelope, MessagePriority, SystemStatePacket, TelemetryPacket
 from tolaria_bus.leyline.codec import (
     MAX_MESSAGE_BYTES,
     CodecError,
@@ -18,7 +18,6 @@ from tolaria_bus.leyline.codec import (
 )
 from tolaria_bus.oona.trust import NONCE_BYTES, KeyRing
 
-SCHEMA_VERSION: Final = 1
 PAYLOAD: Final = b"payload"
 SIGNATURE: Final = b"signature"
 JSON: Final = b"json"
@@ -27,11 +26,19 @@ _ROOM: Final = 256
 """More bytes than a sealed envelope has besides its message and the texts given to it: numbers,
 nonce, the ids of the message and the key, and what protobuf writes before each field."""
 _UTF8_BYTES: Final = 4  # of one character, at most
+_NORMAL: Final = MessagePriority.MESSAGE_PRIORITY_NORMAL
 
 
 def new_message_id() -> str:
     """Return a new id: 16 letters with 96 random bits, of no global generator."""
     return urlsafe_b64encode(os.urandom(12)).decode()
+
+
+def own_id(message: Message) -> str:
+    """Return the id that a packet has itself; empty for one without, and for other messages."""
+    if isinstance(message, TelemetryPacket | SystemStatePacket):
+        return message.packet_id
+    return ""
 
 
 def check_fits(message: Message, *texts: str) -> None:
@@ -63,6 +70,9 @@ def wrap(
 ) -> BusEnvelope:
     """Return an unsealed envelope, as it may wait in a spool.
 
+    What goes without saying isn't said, for most envelopes are about small packets: priority
+    NORMAL, and a message id that the packet has itself.
+
     Raises:
         CodecError: the message is too large or of no type that travels on the bus.
     """
@@ -70,10 +80,13 @@ def wrap(
     envelope = BusEnvelope()
     envelope.message_type = message_type(message)
     envelope.payload = encode(message)
-    envelope.message_id = new_message_id() if message_id is None else message_id
+    if message_id is None:
+        envelope.message_id = new_message_id()
+    elif message_id != own_id(message):
+        envelope.message_id = message_id
     envelope.source = source
-    envelope.priority = priority
-    envelope.schema_version = SCHEMA_VERSION
+    if priority != _NORMAL:
+        envelope.priority = priority
     if correlation_id:
         envelope.correlation_id = correlation_id
     return envelope

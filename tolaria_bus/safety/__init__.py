@@ -1,6 +1,6 @@
-"""What keeps a run safe: signals that outlive their writer.
+"""What keeps a run safe: signals that outlive their writer, breakers, budgets, a health page.
 
-Knows nothing of tolaria-bus beside itself; used by everything above.
+Knows the contracts (``leyline``) and nothing else of tolaria-bus; used by everything above.
 """
 
 from tolaria_bus.safety.layout import Phase, WorkerState

@@ -81,6 +81,7 @@ class Phase(IntEnum):
     TRAINING = 1
     VALIDATING = 2
     SAVING = 3
+    """Waiting until a checkpoint is on disk."""
 
 
 class WorkerState(IntEnum):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
-from tolaria_bus.kasmina.garden import Kasmina
+from tolaria_bus.kasmina import Garden, Kasmina
 from tolaria_bus.settings import SettingError, Settings
 from tolaria_bus.tolaria.engine.activation import checkpoint_activations
-from tolaria_bus.tolaria.engine.data import BatchStream, ValidationBatches
+from tolaria_bus.tolaria.engine.data import ValidationBatches, training_batches
 from tolaria_bus.tolaria.engine.job import Job, build_data, build_model
+from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
@@ -93,6 +95,32 @@ def _prepared(model: nn.Module, settings: Settings) -> nn.Module:
     return model
 
 
+def make_kasmina(job: Job, model: nn.Module) -> Kasmina:
+    """The owner of the model's seeds: the job's own (``kasmina(model)``), else a ``Garden``.
+
+    Raises:
+        JobError: The job's own isn't one, or its ``seed_slots`` name what can't be a slot.
+    """
+    own = getattr(job.source, "kasmina", None)
+    if own is None:
+        try:
+            return Garden(model, getattr(job.source, "seed_slots", ()))
+        except (TypeError, ValueError) as error:
+            raise JobError(f"job {job.name!r}: {error}") from error
+    try:
+        made: object = own(model)
+    except Exception as error:
+        raise user_error(f"job {job.name!r}", "kasmina(model)", error) from error
+    wanted = [*Kasmina.__annotations__, *(name for name in vars(Kasmina) if name[0] != "_")]
+    missing = [name for name in wanted if not hasattr(made, name)]
+    if missing:
+        raise JobError(
+            f"job {job.name!r}: kasmina(model) returned a {type(made).__name__}, which lacks "
+            f"{', '.join(missing)}"
+        )
+    return cast("Kasmina", made)
+
+
 def fresh_state(
     job: Job, settings: Settings, device: torch.device
 ) -> tuple[TrainingState, ValidationBatches]:
@@ -103,7 +131,7 @@ def fresh_state(
     """
     model = _prepared(build_model(job, settings.seed).to(device).train(), settings)
     found = build_data(job, settings.seed)
-    data = BatchStream(
+    data = training_batches(
         found.train, job.batch_size, settings.seed, timeline=1, pin_memory=device.type == "cuda"
     )
     length = plan_length(job, settings, data.steps_per_epoch)
@@ -119,7 +147,7 @@ def fresh_state(
             steps_per_epoch=-(-data.steps_per_epoch // settings.accumulate),
             new_group_warmup_steps=settings.new_parameter_warmup_steps,
         ),
-        kasmina=Kasmina(model),
+        kasmina=make_kasmina(job, model),
         data=data,
         watch=LossWatch(device, factor=settings.loss_spike_factor),
         seed=settings.seed,

@@ -9,17 +9,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
-from tolaria_bus.settings import Settings
+from tolaria_bus.safety import Phase, Signals
+from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
-from tolaria_bus.tolaria.control.mode import mode_name
+from tolaria_bus.tolaria.control.mode import held, mode_name
+from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.outcomes import Outcomes
+from tolaria_bus.tolaria.control.retelling import tell_newest_answer
+from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
+from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
 from tolaria_bus.tolaria.engine.validation import Validation, validate
 from tolaria_bus.tolaria.recovery.environment import differences, environment
@@ -28,6 +35,9 @@ from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
 from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length, step_options
 from tolaria_bus.tolaria.summary import Progress, RunSummary
+
+GATE_BATCHES = 8
+"""Held-out batches on which a seed's gates are measured, at a fence."""
 
 
 class InexactResume(RuntimeError):
@@ -44,6 +54,7 @@ class Trainer:
         folder: Where it lives on disk; opened by the caller, who also closes it.
         mailbox: What comes in.
         outbound: What goes out.
+        signals: Where a supervisor sees steps and phases; nobody looks if not given.
 
     Attributes:
         state: Everything that must survive.
@@ -58,9 +69,11 @@ class Trainer:
         mailbox: Mailbox,
         outbound: Outbound,
         *,
+        signals: Signals | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.run_id = run
+        self._signals = signals or Signals.private()
         self._job = job
         self._settings = settings
         self._folder = folder
@@ -71,17 +84,33 @@ class Trainer:
         self._telemetry = Telemetry(
             outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
         )
+        self._side = SideTraining(self.state.kasmina, self.state.model, job.loss)
         self._step = TrainStep(
             self.state.model,
             job.loss,
             self.state.optimizer,
             self._device,
             self.state.seed,
+            self._side,
             options=step_options(settings),
             state=self.state.engine,
             before_update=self._set_rates,
         )
-        self._steering = Steering(self.state, folder, settings, self._telemetry, job=job.name)
+        self._steering = Steering(
+            self.state,
+            folder,
+            settings,
+            self._telemetry,
+            job=job.name,
+            deadline=self._signals.deadline,
+            saving=partial(self._signals.phase, Phase.SAVING),
+        )
+        self._seeds = self._steering.seeds = SeedWork(
+            self.state, self._side, folder, self._telemetry, self._held_out_loss
+        )
+        self._observations = self._steering.observations = Observations(
+            run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
+        )
         self._boundary = Boundary(
             run,
             job.name,
@@ -90,6 +119,7 @@ class Trainer:
             outbound=outbound,
             telemetry=self._telemetry,
             validate=self._validate,
+            accept=self._steering.check_accuracy,
             adapt=self._adapt,
             check=self._steering.check_parts,
             judge=self._steering.guards.judge_boundary,
@@ -111,31 +141,46 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
-        step, per_epoch = self._step, state.data.steps_per_epoch
+        kasmina, side, step = state.kasmina, self._side, self._step
+        signals = self._signals
+        steering, cadence = self._steering, self._steering.cadence
         try:
+            signals.begin(state.step)
             fence.finish_contained()
+            steering.finish_cuts()
             while True:
+                if state.epoch_ends and not fence.cut_is_next and not held(state.mode):
+                    self._end_epoch(state.epoch)
                 if mailbox.waiting or state.step >= fence.next_step:
                     fence.open()
+                    steering.settle()
+                    step.passes.rearm()
                 if self._at_end():
                     break
+                if state.epoch_ends:
+                    continue  # A rollback has led here.
+                if state.step >= kasmina.next_step or side.failed:
+                    self._seeds.advance()
+                    step.passes.rearm()
                 loss = step.advance(
                     state.data, state.timeline, conservative=state.mode.conservative
                 )
                 if step.passes.fallbacks:
                     settle_fallbacks(step.passes, state, self._folder, self._telemetry)
                 state.step += 1
+                signals.step(state.step)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
-                    state.note(reading)
                     if reading.verdict is not Verdict.OK:
-                        self._steering.recover_from(reading)
+                        steering.recover_from(reading)
+                        continue
+                    state.note(reading)
                 if self._telemetry.due():
                     self._report()
-                if state.data.position % per_epoch == 0:
-                    self._end_epoch(state.epoch)
-                elif self._saving_due():
-                    self._steering.save_later()
+                if cadence.includes(state.step, state.data.position):
+                    steering.take_snapshot()
+                if self._saving_due() and not state.epoch_ends:
+                    steering.save_later()
             return self._finish(started)
         except Exception as error:
             self._telemetry.alert(
@@ -180,11 +225,18 @@ class Trainer:
                     lease_token=folder.ledger.starts + 1,
                     resumed_from=self._resumed_from,
                     environment=now,
+                    job_spec=self._job.spec,
+                    job_options=self._job.options,
+                    settings=deciding(self._settings),
+                    weights_sha256="" if found else weights_sha256(state.model),
                 ),
             )
         )
         if changed:
             self._telemetry.alert("inexact", f"resumed under another environment: {changed}")
+        if state.data.caution:
+            tell = self._telemetry.event if found is None else self._telemetry.alert
+            tell("data_caution", state.data.caution)
         fence = Fence(
             self._steering,
             self.run_id,
@@ -204,6 +256,7 @@ class Trainer:
         )
         tell_features(options, self._device, state, self._telemetry)
         self._steering.fence = fence
+        tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
         if found is None:
             # A rollback always has somewhere to go.
             self._steering.save_checkpoint(label="start")
@@ -225,15 +278,19 @@ class Trainer:
         if self._steering.stopping == "finished" and math.isnan(self._boundary.validation_loss):
             self._boundary.validate()  # Restarted at the very end, or --steps ended an epoch early.
         name = self._steering.save_at_end()
+        weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
         self._folder.write(
             JournalRecord(
                 timeline=state.timeline,
                 step=state.step,
                 epoch=state.epoch,
-                stopped=RunStopped(stopped_by=self._steering.stopping),
+                stopped=RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights),
             )
         )
+        if self._steering.stopping == "finished":
+            self._seeds.terminate()
+            self._observations.end_run()
         self._report()
         done = state.step - self._first_step
         return RunSummary(
@@ -244,7 +301,7 @@ class Trainer:
             loss=self._boundary.validation_loss,
             accuracy=self._boundary.validation_accuracy,
             training_loss=state.last_loss,
-            weights_sha256=weights_sha256(state.model),
+            weights_sha256=weights,
             stopped_by=self._steering.stopping,
             commands_applied=self._fence.applied,
             resumed_from=self._resumed_from,
@@ -261,22 +318,43 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         if self._steering.check_health():
-            self._boundary.cross(epoch, self.state.end_epoch_loss())
+            self._observations.stop_clock()
+            self._boundary.cross(epoch, self.state.end_epoch())
+            self._seeds.publish()
+            self._observations.start_clock()
 
     def _adapt(self, epoch: int) -> float:
+        boundary = self._boundary
+        measured = Validation(boundary.validation_loss, boundary.validation_accuracy)
+        self._observations.end_epoch(epoch, None if math.isnan(measured.loss) else measured)
         apart = self._fence.apart_seconds
         self._fence.open(epoch_ended=epoch)
         return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
-        return validate(
-            self.state.model,
-            self._job,
-            self._held_out,
-            self._device,
-            stop=lambda: bool(self._mailbox.stop_reason),
-            passes=self._step.passes,
+        def stop() -> bool:
+            # Asked at every batch: a long validation isn't a training that hangs.
+            self._signals.progress()
+            return bool(self._mailbox.stop_reason)
+
+        with self._signals.phase(Phase.VALIDATING):
+            return validate(
+                self.state.model,
+                self._job,
+                self._held_out,
+                self._device,
+                stop=stop,
+                passes=self._step.passes,
+            )
+
+    def _held_out_loss(self) -> float:
+        """What gates measure by: the loss on the first held-out batches."""
+        few = self._held_out.first(GATE_BATCHES)
+        measured = validate(
+            self.state.model, self._job, few, self._device, passes=self._step.passes
         )
+        assert measured is not None
+        return measured.loss
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs

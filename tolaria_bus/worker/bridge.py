@@ -33,6 +33,7 @@ from tolaria_bus.oona.scripts import Entry
 from tolaria_bus.oona.sealing import new_message_id, seal
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.safety import Signals
 from tolaria_bus.tolaria.control.mailbox import Delivery
 from tolaria_bus.tolaria.control.outcomes import FATAL
 
@@ -50,6 +51,7 @@ class BusOutbound:
         run: The run's id.
         ring: Signs what a dead letter of the trainer's holds.
         on_outcome: Told, on the trainer's thread, once an entry's outcome is in the outbox.
+        signals: Where emergencies are left for a supervisor, should this process not send them.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class BusOutbound:
         run: str,
         on_outcome: Callable[[CommandOutcome, Delivery], None] = lambda *_: None,
         ring: KeyRing | None = None,
+        signals: Signals | None = None,
     ) -> None:
         self._outbox = outbox
         self._streams = streams
         self._run = run
         self._on_outcome = on_outcome
         self._ring = ring or KeyRing()
+        self._signals = signals
 
     def telemetry(self, packet: TelemetryPacket, priority: MessagePriority.ValueType) -> None:
         """HIGH and CRITICAL to the emergency stream, the rest to the run's telemetry."""
@@ -76,7 +80,12 @@ class BusOutbound:
         self._outbox.put(packet, stream=stream, priority=priority, message_id=packet.packet_id)
 
     def emergency(self, signal: EmergencySignal) -> None:
-        """To the emergency stream, ahead of everything."""
+        """To the emergency stream, ahead of everything.
+
+        A supervisor that sends it too does so under the same id, and the server takes it once.
+        """
+        if self._signals is not None:
+            self._signals.emergency(encode(signal))
         self._outbox.put(
             signal,
             stream=self._streams.emergency,
@@ -152,10 +161,15 @@ class BusOutbound:
 
 
 def outcome_message_id(outcome: CommandOutcome, delivery: Delivery | None) -> str:
-    """The same for the same answer to the same entry, however often it is sent."""
-    entry = delivery.entry_id if delivery is not None else ""
+    """The same for the same answer to the same entry, however often it is sent, and by whom.
+
+    A command may be answered again when its entry is delivered again, on another timeline by then.
+    """
+    entry = delivery.entry_id if delivery is not None else outcome.entry_id
     status = short_name(CommandStatus, outcome.status)
-    text = f"{outcome.command_id}\0{entry}\0{status}\0{outcome.timeline}"
+    undone = outcome.status == CommandStatus.COMMAND_STATUS_ROLLED_BACK
+    timeline = outcome.timeline if undone else ""
+    text = f"{outcome.command_id}\0{entry}\0{status}\0{timeline}"
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 

@@ -28,6 +28,7 @@ from tolaria_bus.oona.retention import Janitor, retentions
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.safety import Signals
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
@@ -48,6 +49,7 @@ LOUD = frozenset(
         "fenced",
         "group_recreated",
         "group_removed",
+        "lease_lost",
         "length_limit",
         "letters_cut",
         "refused",
@@ -72,6 +74,7 @@ class Bus:
         settings: Lengths, prefix, lease.
         ring: Signs and verifies.
         mailbox: Where commands go.
+        signals: Where emergencies are left for a supervisor too.
         new: Take a run id that the server knows though the folder is empty.
         registry: Where metrics are wanted.
 
@@ -88,6 +91,7 @@ class Bus:
         ring: KeyRing,
         mailbox: Mailbox,
         *,
+        signals: Signals | None = None,
         new: bool = False,
         registry: CollectorRegistry | None = None,
     ) -> None:
@@ -97,6 +101,7 @@ class Bus:
         self._settings = settings
         self._ring = ring
         self._mailbox = mailbox
+        self._signals = signals
         self._new = new
         self._registry = registry
         self._log = structlog.get_logger().bind(run=run)
@@ -138,7 +143,12 @@ class Bus:
                 self._settings.outbox_capacity, self._spool, self._streams, self._run
             )
             self.outbound = BusOutbound(
-                self._outbox, self._streams, self._run, self._inbound.finish_soon, self._ring
+                self._outbox,
+                self._streams,
+                self._run,
+                self._inbound.finish_soon,
+                self._ring,
+                self._signals,
             )
             self._publisher = await self._make_publisher(stack)
             self._consumers = await make_consumers(

@@ -20,8 +20,11 @@ import anyio
 import structlog
 from prometheus_client.registry import CollectorRegistry
 
+from tolaria_bus.logs import configure
 from tolaria_bus.oona.connection import check
 from tolaria_bus.oona.embedded import EmbeddedServer
+from tolaria_bus.safety import Signals, WorkerState
+from tolaria_bus.safety.endpoint import Endpoint
 from tolaria_bus.settings import SettingError, Settings
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.engine.job import Job, load_job
@@ -29,9 +32,8 @@ from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.summary import RunSummary
 from tolaria_bus.tolaria.trainer import Trainer
 from tolaria_bus.worker.bus import Bus
-from tolaria_bus.worker.endpoint import Endpoint
+from tolaria_bus.worker.heartbeat import end, heartbeat, keep_beating
 from tolaria_bus.worker.leaving import Deadline, exit_at_once, watch_signals
-from tolaria_bus.worker.logs import configure
 from tolaria_bus.worker.spec import (
     WorkerSpec,
     check_trust,
@@ -52,6 +54,7 @@ class _Prepared:
     job: Job
     run: str
     folder: RunFolder
+    signals: Signals
     url: str
     endpoint: Endpoint | None
     registry: CollectorRegistry
@@ -78,16 +81,22 @@ def run_worker(spec: WorkerSpec) -> RunSummary:
         folder = RunFolder.open(
             path,
             keep=spec.settings.checkpoint_keep,
+            max_gb=spec.settings.checkpoint_max_gb,
             on_event=lambda name, detail: log.warning(name, **detail),
         )
         stack.callback(folder.close)
+        signals = stack.enter_context(heartbeat(path))
         url = spec.settings.redis_url or _embedded(stack, path, run)
         if warning := check_trust(spec.settings, ring, url):
             log.warning(warning)
         registry = CollectorRegistry()
         endpoint = _endpoint(stack, spec.settings, registry)
-        prepared = _Prepared(spec, job, run, folder, url, endpoint, registry)
-        return anyio.run(_serve, prepared, backend="asyncio", backend_options={"use_uvloop": True})
+        prepared = _Prepared(spec, job, run, folder, signals, url, endpoint, registry)
+        summary = anyio.run(
+            _serve, prepared, backend="asyncio", backend_options={"use_uvloop": True}
+        )
+        end(signals, summary)
+        return summary
 
 
 def _embedded(stack: ExitStack, path: Path, run: str) -> str:
@@ -122,6 +131,7 @@ async def _serve(prepared: _Prepared) -> RunSummary:
         settings,
         key_ring(settings),
         mailbox,
+        signals=prepared.signals,
         new=prepared.spec.new,
         registry=prepared.registry if prepared.endpoint is not None else None,
     )
@@ -140,6 +150,7 @@ async def _serve(prepared: _Prepared) -> RunSummary:
                     prepared.folder,
                     mailbox,
                     bus.outbound,
+                    signals=prepared.signals,
                 )
             )
             # What is there now stays: torch's modules alone make every full collection stop the
@@ -156,10 +167,12 @@ async def _serve(prepared: _Prepared) -> RunSummary:
             def drain(reason: str) -> None:
                 log.info("stopping", reason=reason, again="a second signal stops at once")
                 mailbox.request_stop("signal")
+                prepared.signals.state(WorkerState.STOPPING)
                 deadline.begin()
                 tasks.start_soon(_leave_late, deadline, thread, leave)
 
             await tasks.start(watch_signals, drain, leave)
+            tasks.start_soon(keep_beating, prepared.signals, trainer)
             tasks.start_soon(_show, prepared, trainer)
             tasks.start_soon(_beat, trainer, bus)
             thread.start()

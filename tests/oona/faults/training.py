@@ -73,6 +73,7 @@ class Training:
         while not self.mailbox.empty():
             received = self.mailbox.get_nowait()
             command_id: str = received.opened.message.command_id  # type: ignore[attr-defined]
+            self.answered.append(command_id)
             self._put(
                 CommandOutcome(command_id=command_id),
                 stream=OUTCOMES,
@@ -86,7 +87,6 @@ class Training:
                 ),
                 durable=True,
             )
-            self.answered.append(command_id)
             self._forget(received)
 
     def _put(self, message: object, **how: object) -> None:

@@ -115,7 +115,9 @@ class BusEnvelope(_message.Message):
     payload: _builtins.bytes
     """One serialised message, of the type that message_type names."""
     message_id: _builtins.str
-    """The same at every attempt to send; receivers drop repetitions by it."""
+    """The same at every attempt to send; receivers drop repetitions by it. Absent where it is the
+    packet_id of the TelemetryPacket or SystemStatePacket inside, and that isn't durable.
+    """
     issued_at_ns: _builtins.int
     """Nanoseconds since the Unix epoch, when this envelope was sealed."""
     nonce: _builtins.bytes
@@ -127,9 +129,11 @@ class BusEnvelope(_message.Message):
     audience: _builtins.str
     """The key of the stream that this envelope was sealed for."""
     priority: Global___MessagePriority.ValueType
+    """Absent: NORMAL."""
     correlation_id: _builtins.str
     """The id of the command or packet that this answers."""
     schema_version: _builtins.int
+    """Absent: 1, which is what there is."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(

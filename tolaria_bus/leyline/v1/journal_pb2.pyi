@@ -117,20 +117,74 @@ class RunStarted(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class JobOptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RUN_ID_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     RESUMED_FROM_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    JOB_SPEC_FIELD_NUMBER: _builtins.int
+    JOB_OPTIONS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     job: _builtins.str
     seed: _builtins.int
     lease_token: _builtins.int
     resumed_from: _builtins.str
+    job_spec: _builtins.str
+    """The job as it was asked for, and its own options."""
+    weights_sha256: _builtins.str
+    """Of the model as the run began with it; empty where the state is a checkpoint's."""
     @_builtins.property
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """torch, device, threads, determinism: what bitwise equality depends on."""
+
+    @_builtins.property
+    def job_options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Settings that decide on weights, as text; one without a value is left out."""
 
     def __init__(
         self,
@@ -141,10 +195,14 @@ class RunStarted(_message.Message):
         lease_token: _builtins.int = ...,
         resumed_from: _builtins.str = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        job_spec: _builtins.str = ...,
+        job_options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        weights_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "job", b"job", "lease_token", b"lease_token", "resumed_from", b"resumed_from", "run_id", b"run_id", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "job", b"job", "job_options", b"job_options", "job_spec", b"job_spec", "lease_token", b"lease_token", "resumed_from", b"resumed_from", "run_id", b"run_id", "seed", b"seed", "settings", b"settings", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,17 +422,21 @@ class TimelineCut(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     from_timeline: _builtins.int
     from_step: _builtins.int
     target_sequence: _builtins.int
     """The last record that the restored state contains."""
     target_step: _builtins.int
     checkpoint: _builtins.str
+    """From which the state came back; empty: from memory."""
     data_position: _builtins.int
     """Where the data goes on: batches drawn since the run began."""
     lr_factor: _builtins.float
     cause: _builtins.str
     command_id: _builtins.str
+    tier: _builtins.str
+    """"fast": from memory. "full": a checkpoint, and the steps from there. Both to the same bits."""
     @_builtins.property
     def mode(self) -> Global___RunMode:
         """A rollback does not change whether the run is paused: the mode goes on."""
@@ -392,10 +454,11 @@ class TimelineCut(_message.Message):
         cause: _builtins.str = ...,
         command_id: _builtins.str = ...,
         mode: Global___RunMode | None = ...,
+        tier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "checkpoint", b"checkpoint", "command_id", b"command_id", "data_position", b"data_position", "from_step", b"from_step", "from_timeline", b"from_timeline", "lr_factor", b"lr_factor", "mode", b"mode", "target_sequence", b"target_sequence", "target_step", b"target_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "checkpoint", b"checkpoint", "command_id", b"command_id", "data_position", b"data_position", "from_step", b"from_step", "from_timeline", b"from_timeline", "lr_factor", b"lr_factor", "mode", b"mode", "target_sequence", b"target_sequence", "target_step", b"target_step", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,15 +522,19 @@ class RunStopped(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STOPPED_BY_FIELD_NUMBER: _builtins.int
+    WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
     stopped_by: _builtins.str
+    weights_sha256: _builtins.str
+    """Of the model as it was then."""
     def __init__(
         self,
         *,
         stopped_by: _builtins.str = ...,
+        weights_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stopped_by", b"stopped_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stopped_by", b"stopped_by", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,6 +18,7 @@ from tolaria_bus.leyline import HardwareContext, SystemStatePacket
 from tolaria_bus.safety.budget import Durations
 from tolaria_bus.tolaria.control.mailbox import Outbound
 from tolaria_bus.tolaria.control.mode import mode_name
+from tolaria_bus.tolaria.control.seeds import group_of
 from tolaria_bus.tolaria.control.telemetry import SOURCE, Telemetry
 from tolaria_bus.tolaria.engine.validation import Validation
 from tolaria_bus.tolaria.recovery.state import TrainingState
@@ -38,6 +39,7 @@ class Boundary:
         outbound: Gets the state packet.
         telemetry: Gets the timings.
         validate: Measures the model; ``None`` where the run is being stopped.
+        accept: Told the accuracy; False where the run was sent back for it.
         adapt: Opens the epoch fence; returns seconds that commands' own work and holds took.
         check: Raises where the run's parts have come apart.
         judge: Gets what each phase took, in milliseconds.
@@ -59,6 +61,7 @@ class Boundary:
         outbound: Outbound,
         telemetry: Telemetry,
         validate: Callable[[], Validation | None],
+        accept: Callable[[float | None], bool],
         adapt: Callable[[int], float],
         check: Callable[[], None],
         judge: Callable[[Mapping[str, float]], None],
@@ -74,6 +77,7 @@ class Boundary:
         self._outbound = outbound
         self._telemetry = telemetry
         self._validate = validate
+        self._accept = accept
         self._adapt = adapt
         self._check = check
         self._judge = judge
@@ -94,7 +98,8 @@ class Boundary:
         def stamp() -> None:
             stamps.append(time.perf_counter())
 
-        self.validate()
+        if not self._accept(self.validate()):
+            return
         stamp()
         self._outbound.state(self.assemble(epoch, training_loss))
         stamp()
@@ -114,7 +119,7 @@ class Boundary:
                 strict=True,
             )
         )
-        self._telemetry.spans("boundary", began_ns, took_ms)
+        self._telemetry.spans("tolaria.boundary", _marks(began_ns, took_ms))
         self._judge(took_ms)
         points = self._percentiles(took_ms)
         points["tolaria.training.epoch_loss"] = (training_loss, "")
@@ -134,11 +139,17 @@ class Boundary:
                 )
         return points
 
-    def validate(self) -> None:
-        """Measure the model on the held-out data, unless the run is being stopped."""
+    def validate(self) -> float | None:
+        """Measure the model on the held-out data, unless the run is being stopped.
+
+        Returns:
+            The accuracy, ``None`` where there is none.
+        """
         measured = self._validate()
-        if measured is not None:
-            self.validation_loss, self.validation_accuracy = measured
+        if measured is None:
+            return None
+        self.validation_loss, self.validation_accuracy = measured
+        return measured.accuracy
 
     def assemble(self, epoch: int, training_loss: float) -> SystemStatePacket:
         """The state of the run, as Tamiyo gets it."""
@@ -160,11 +171,20 @@ class Boundary:
             timeline=state.timeline,
             mode=mode_name(state.mode),
         )
-        packet.seed_states.extend(state.kasmina.seed_states())
-        for group, rate in state.learning_rate.rates().items():
+        rates = state.learning_rate.rates()
+        for seed in state.kasmina.seed_states(state.step, state.epoch):
+            seed.learning_rate = rates.get(group_of(seed.seed_id), 0.0)
+            packet.seed_states.append(seed)
+        for group, rate in rates.items():
             packet.training_metrics[f"learning_rate.{group}"] = rate
         packet.training_metrics["loss.running_mean"] = state.watch.mean
         return packet
+
+
+def _marks(began_ns: int, took_ms: Mapping[str, float]) -> list[tuple[str, int]]:
+    """Phase and its start, in nanoseconds of the wall clock; at last the end."""
+    ends = itertools.accumulate((int(took * 1e6) for took in took_ms.values()), initial=began_ns)
+    return list(zip((*took_ms, ""), ends, strict=True))
 
 
 def hardware(device: torch.device) -> HardwareContext:

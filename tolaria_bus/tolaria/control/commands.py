@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.json_format import MessageToDict
 
@@ -21,12 +21,16 @@ from tolaria_bus.leyline import (
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.breaker_commands import judge_breaker
 from tolaria_bus.tolaria.control.mode import held, mode_name
+from tolaria_bus.tolaria.control.observing import window_refused
 from tolaria_bus.tolaria.control.optimizer_commands import judge_optimizer, rate_effect
 from tolaria_bus.tolaria.control.seed_commands import judge_seed
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
 
 __all__ = ["CommandRefused", "Details", "Effect", "Steerable", "prepare"]
+
+CHECKPOINT_FAILED: Final = "checkpoint_failed"
+"""Code of the outcome where a checkpoint could not be written."""
 
 
 def prepare(command: AdaptationCommand, run: Steerable) -> Effect:
@@ -38,6 +42,8 @@ def prepare(command: AdaptationCommand, run: Steerable) -> Effect:
     Raises:
         CommandRefused: It is not legal now.
     """
+    if why := window_refused(command):
+        raise CommandRefused("bad_annotation", why)
     judge = _JUDGES.get(command.command_type)
     if judge is None:
         known = ", ".join(short_name(CommandType, number) for number in sorted(_JUDGES))
@@ -98,7 +104,7 @@ def _checkpoint(command: AdaptationCommand, run: Steerable) -> Effect:
         try:
             return {"checkpoint": run.save_checkpoint(label=wanted.label, pin=wanted.pin)}
         except CheckpointFailed as error:
-            raise CommandRefused("checkpoint_failed", str(error)) from error
+            raise CommandRefused(CHECKPOINT_FAILED, str(error)) from error
 
     return effect
 
@@ -131,10 +137,11 @@ def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
     factor = _number("lr_factor", payload.get("lr_factor", 1.0))
     if not 0.0 < factor <= 1.0:
         raise CommandRefused("out_of_range", f"lr_factor = {factor}: must be in (0, 1]")
-    target = run.rollback_target(
-        _whole("target_step", payload.get("target_step")),
-        _whole("target_epoch", payload.get("target_epoch")),
-    )
+    step = _whole("target_step", payload.get("target_step"))
+    epoch = _whole("target_epoch", payload.get("target_epoch"))
+    if step is not None and epoch is not None:
+        raise CommandRefused("bad_payload", "target_step and target_epoch exclude each other")
+    target = run.rollback_target(step, epoch)
     return lambda: run.roll_back(
         target,
         replay_data=data == "replay",
@@ -155,7 +162,7 @@ def _emergency(command: AdaptationCommand, run: Steerable) -> Effect:
 
     def effect() -> Details:
         # Out first: a reader of the emergency stream must not wait for the disk.
-        run.announce(wanted.level, reason, scope, wanted.runs)
+        run.announce(wanted.level, reason, scope, wanted.runs, command_id=command.command_id)
         mode = run.state.mode
         details: Details = {"level": short_name(EmergencyLevel, wanted.level)}
         if wanted.level >= EmergencyLevel.EMERGENCY_LEVEL_CONSERVATIVE:

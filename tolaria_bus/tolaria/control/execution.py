@@ -103,10 +103,13 @@ class Execution:
         self.write(JournalRecord(intent=intent), JournalRecord(attempt=attempt))
         outcome = self.execute(command)
         self.finish(delivery, outcome, finishes_entry=finishes_entry)
-        self._run.tried(command, failure=outcome.reason)
+        if outcome.code != "gate_failed":  # A gate that refuses works as it should.
+            self._run.tried(command, failure=outcome.reason)
 
     def execute(self, command: AdaptationCommand) -> CommandOutcome:
         """Apply a command whose INTENT is in the journal."""
+        observations = self._run.observations
+        before = observations.before(command)
         started = time.perf_counter()
         try:
             if command.command_type == CommandType.COMMAND_CANCEL:
@@ -115,12 +118,12 @@ class Execution:
                 details = prepare(command, self._run)()
         except CommandRefused as refusal:
             return self._outcomes.refused(command, refusal)
-        outcome = self._outcomes.applied(command)
+        observations.begin(command, before)
+        outcome = self._outcomes.applied(command, details)
         seconds = time.perf_counter() - started
         outcome.duration_ms = seconds * 1e3
         if command.command_type in WORK:
             self.work_seconds += seconds
-        outcome.details.update(details)
         self.applied += 1
         return outcome
 

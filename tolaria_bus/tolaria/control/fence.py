@@ -21,16 +21,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from tolaria_bus.leyline import (
     AdaptationCommand,
     CommandAttempt,
     CommandIntent,
+    CommandResult,
     CommandType,
     JournalRecord,
-    TimelineCut,
 )
-from tolaria_bus.tolaria.control.commands import CommandRefused, Steerable
+from tolaria_bus.tolaria.control.commands import (
+    CHECKPOINT_FAILED,
+    CommandRefused,
+    Steerable,
+)
 from tolaria_bus.tolaria.control.execution import Execution, journaled
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox, Outbound, in_order
 from tolaria_bus.tolaria.control.mode import held
@@ -39,6 +44,7 @@ from tolaria_bus.tolaria.control.schedule import due_fence
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
 from tolaria_bus.tolaria.recovery.ledger import Identity
+from tolaria_bus.tolaria.recovery.rollback import describe
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 
 NEVER = sys.maxsize
@@ -120,13 +126,43 @@ class Fence:
             return
         self._telemetry.replaying = False
         self._apply_deferred(epoch_ended)
-        self._apply_waiting(epoch_ended)
-        while held(self._run.state.mode) and not self._ending:
+        if not self._replay:
+            self._apply_waiting(epoch_ended)
+        while held(self._run.state.mode) and not self._ending and not self._replay:
             began = time.perf_counter()
             self._mailbox.wait(HELD_POLL_SECONDS)
             self._held_seconds += time.perf_counter() - began
             self._apply_waiting(None)
-        self.next_step = self._next_due()
+        self.next_step = 0 if self._replay else self._next_due()
+
+    @property
+    def behind(self) -> bool:
+        """Are journaled steps still being run again? No command is applied meanwhile."""
+        return bool(self._replay)
+
+    @property
+    def cut_is_next(self) -> bool:
+        """Is a rollback the first thing to be done again at this very fence?"""
+        return (
+            bool(self._replay)
+            and self._replay[0].HasField("cut")
+            and self._replay[0].step == self._run.state.step
+        )
+
+    def rewind(self, records: Iterable[JournalRecord], restored: int) -> None:
+        """Begin a replay: after a rollback the state is at, or on the way to, its target.
+
+        Args:
+            records: To apply, each at its step; those of this step are applied at once.
+            restored: The last record that the state contains.
+        """
+        self._replay = deque(records)
+        self._replayed = restored
+        self._telemetry.replaying = True
+        self._apply_journaled()
+        self._telemetry.replaying = self.behind
+        # Also a fence that was due only on the way that is cut off.
+        self.next_step = 0
 
     def finish_contained(self) -> None:
         """Write the RESULT of commands whose effect is in the restored state without one.
@@ -138,16 +174,40 @@ class Fence:
         for intent in self._ledger.unfinished():
             if intent.command_id not in ahead:
                 delivery = journaled(intent)
-                outcome = self._outcomes.applied(delivery.command)
-                outcome.details.update({"recovered": True})
+                details = {"recovered": True, **self._rollback_details(intent.command_id)}
+                outcome = self._outcomes.applied(delivery.command, details)
                 self._execution.finish(delivery, outcome)
 
-    def tell_undone(self, cut: TimelineCut) -> None:
-        """A second outcome, ROLLED_BACK, for each command that a rollback has undone."""
-        for command_id in self._ledger.rolled_back(cut):
+    def tell_undone(self, record: JournalRecord) -> None:
+        """A second outcome, ROLLED_BACK, for each command that a rollback has undone.
+
+        Args:
+            record: The cut. Outcomes of it that the journal knows to be told aren't told again.
+        """
+        for command_id in self._folder.untold(record):
             result = self._ledger.finished(command_id)
-            if result is not None:
-                self._outbound.outcome(self._outcomes.rolled_back(result, cut), None)
+            if result is None:
+                continue
+            outcome = self._outcomes.rolled_back(result, record.cut, record.timeline)
+            self._outbound.outcome(outcome, None)
+            told = CommandResult(
+                command_id=command_id,
+                digest=result.digest,
+                outcome=outcome,
+                origin=result.origin,
+            )
+            try:
+                self._execution.write(JournalRecord(result=told))
+            except JournalUnwritable as error:
+                # The next start tells it once more.
+                self._execution.block(error)
+                return
+
+    def _rollback_details(self, command_id: str) -> dict[str, Any]:
+        for record in self._folder.cuts():
+            if record.cut.command_id == command_id:
+                return describe(record.cut, record.timeline)
+        return {}
 
     @property
     def _ending(self) -> bool:
@@ -181,31 +241,41 @@ class Fence:
         if recorded is None and attempts >= MAX_ATTEMPTS:
             self._give_up(delivery, attempts)
             return
-        if recorded is not None and (
-            recorded.outcome.code == FATAL or command.command_type == CommandType.COMMAND_CANCEL
-        ):
-            # A cancellation's effect is in the ledger, which has it already.
+        if recorded is not None and recorded.outcome.code == FATAL:
+            self._run.tried(command, failure=recorded.outcome.reason)
+            return
+        if recorded is not None and command.command_type == CommandType.COMMAND_CANCEL:
+            # Its effect is in the ledger, which has it already.
             return
         attempt = CommandAttempt(command_id=command.command_id, number=attempts + 1)
         self._execution.write(JournalRecord(attempt=attempt))
+        if recorded is None:
+            # It comes to its end for the first time: what it says then has not been said before.
+            self._telemetry.replaying = self.behind
         outcome = self._execution.execute(command)
         if recorded is None:
             self._execution.finish(delivery, outcome)
-        elif (recorded.outcome.status, recorded.outcome.code) != (outcome.status, outcome.code):
+        elif (
+            recorded.outcome.status != outcome.status or recorded.outcome.code != outcome.code
+        ) and CHECKPOINT_FAILED not in {recorded.outcome.code, outcome.code}:
+            # Whether a checkpoint can be written is the disk's to say, and changes no weight.
             raise Divergence(
                 f"command {command.command_id} came to {outcome.code!r} at step {outcome.step}, "
                 f"the journal says {recorded.outcome.code!r}: {outcome.reason}"
             )
+        self._run.tried(command, failure=outcome.reason)
 
     def _give_up(self, delivery: Delivery, attempts: int) -> None:
         refusal = CommandRefused(FATAL, f"{attempts} attempts to apply it ended the process")
+        # Before its RESULT: who dies in between comes here again, and says it twice.
+        self._telemetry.replaying = self.behind
+        self._telemetry.alert(
+            "command_given_up", str(refusal), command_id=delivery.command.command_id
+        )
         gone = self._ledger.was_deferred(delivery.command.command_id)
         delivery = replace(delivery, entry_gone=gone)
         self._execution.finish(delivery, self._outcomes.refused(delivery.command, refusal))
         self._run.tried(delivery.command, failure=str(refusal))
-        self._telemetry.alert(
-            "command_given_up", str(refusal), command_id=delivery.command.command_id
-        )
 
     # What was put off to this fence
 
@@ -227,6 +297,8 @@ class Fence:
             except JournalUnwritable as error:
                 self._execution.block(error)
                 return
+            if self._replay:
+                return
 
     def _next_due(self) -> int:
         if held(self._run.state.mode) or self._waiting or self._execution.blocked:
@@ -243,8 +315,8 @@ class Fence:
             return
         self._waiting = []
         for index, delivery in enumerate(deliveries):
-            if self._run.stopping:
-                # Not begun: the entries stay pending and are redelivered to the next worker.
+            if self._run.stopping or self._replay:
+                # Not begun: the entries stay pending; behind a stop the next worker gets them.
                 self._waiting = deliveries[index:]
                 return
             try:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from tolaria_bus.leyline import (
     AdaptationCommand,
     CommandOutcome,
     CommandResult,
     CommandStatus,
+    CommandType,
     TimelineCut,
 )
 from tolaria_bus.tolaria.control.commands import CommandRefused
@@ -31,9 +32,18 @@ class Outcomes:
         self._state = state
         self._wall_ns = wall_ns
 
-    def applied(self, command: AdaptationCommand) -> CommandOutcome:
-        """It took effect here."""
-        return self._make(command, CommandStatus.COMMAND_STATUS_APPLIED, "ok", "")
+    def applied(
+        self, command: AdaptationCommand, details: Mapping[str, Any] | None = None
+    ) -> CommandOutcome:
+        """It took effect here; a rollback, where its details say that the run goes on."""
+        outcome = self._make(command, CommandStatus.COMMAND_STATUS_APPLIED, "ok", "")
+        if details:
+            outcome.details.update(details)
+        if command.command_type == CommandType.COMMAND_ROLLBACK and details:
+            # On the way there steps may still have to be run again.
+            outcome.step = details.get("target_step", outcome.step)
+            outcome.timeline = details.get("timeline", outcome.timeline)
+        return outcome
 
     def deferred(self, command: AdaptationCommand, fence: str = "") -> CommandOutcome:
         """It will take effect at a later fence."""
@@ -79,14 +89,20 @@ class Outcomes:
         outcome.first_outcome.CopyFrom(first)
         return outcome
 
-    def rolled_back(self, result: CommandResult, cut: TimelineCut) -> CommandOutcome:
-        """A second outcome for a command whose effect a rollback has undone."""
+    def rolled_back(self, result: CommandResult, cut: TimelineCut, timeline: int) -> CommandOutcome:
+        """A second outcome for a command whose effect a rollback has undone.
+
+        Args:
+            result: The first.
+            cut: The rollback.
+            timeline: That it began.
+        """
         outcome = CommandOutcome()
         outcome.CopyFrom(result.outcome)
         outcome.status = CommandStatus.COMMAND_STATUS_ROLLED_BACK
         outcome.code = "rolled_back"
         outcome.reason = f"undone by the rollback to step {cut.target_step} ({cut.cause})"
-        outcome.timeline, outcome.step = self._state.timeline, self._state.step
+        outcome.timeline, outcome.step = timeline, cut.target_step
         outcome.decided_at.FromNanoseconds(self._wall_ns())
         return outcome
 

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.seeds import SeedWork
+from tolaria_bus.tolaria.recovery.restore_points import Target
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 Details = dict[str, Any]
@@ -29,6 +32,8 @@ class Steerable(Protocol):
 
     state: TrainingState
     stopping: str
+    seeds: SeedWork
+    observations: Observations
 
     def admit(self, command: AdaptationCommand) -> None:
         """Refuse a new command whose breaker is open.
@@ -47,22 +52,37 @@ class Steerable(Protocol):
             CheckpointFailed: It could not be written.
         """
 
-    def rollback_target(self, target_step: int | None, target_epoch: int | None) -> str:
-        """The name of the checkpoint that a rollback would go to, or :class:`CommandRefused`."""
+    def rollback_target(self, target_step: int | None, target_epoch: int | None) -> Target:
+        """The state that a rollback would go to, or :class:`CommandRefused`."""
 
     def roll_back(
-        self, checkpoint: str, *, replay_data: bool, lr_factor: float, cause: str, command_id: str
+        self, target: Target, *, replay_data: bool, lr_factor: float, cause: str, command_id: str
     ) -> Details:
-        """Go back to a checkpoint on a new timeline."""
+        """Go back to an earlier state on a new timeline.
+
+        Returns:
+            Details for the outcome; ``target_step`` and ``timeline`` say where the run is then.
+
+        Raises:
+            CommandRefused: ``no_checkpoint``.
+        """
 
     def stop(self, reason: str) -> None:
         """End the run at this fence."""
 
     def apply_cut(self, cut: TimelineCut, timeline: int) -> None:
-        """Apply a journaled rollback to the restored checkpoint that it went to."""
+        """Apply a journaled rollback to the state that it went to."""
 
     def apply_decision(self, decision: Decision) -> None:
         """Apply a journaled choice of the trainer's own."""
 
-    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
-        """Broadcast an emergency signal."""
+    def announce(
+        self,
+        level: EmergencyLevel.ValueType,
+        reason: str,
+        scope: str,
+        runs: str,
+        *,
+        command_id: str,
+    ) -> None:
+        """Broadcast an emergency signal. The same command's, if it is sent again, is the same."""

@@ -2,30 +2,73 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Final, Protocol
 
-from tolaria_bus.leyline import (
-    AdaptationCommand,
-    Decision,
-    EmergencyLevel,
-    JournalRecord,
-    TimelineCut,
-)
+from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.safety.breakers import CHECKPOINT
 from tolaria_bus.settings import Settings
-from tolaria_bus.tolaria.control.commands import CommandRefused, Details
 from tolaria_bus.tolaria.control.features import FALLBACK, apply_fallback
 from tolaria_bus.tolaria.control.guards import Guards
+from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
+from tolaria_bus.tolaria.control.steerable import CommandRefused, Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.step import LossReading, Verdict
+from tolaria_bus.tolaria.recovery.checkpoint_info import parse_name
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
-from tolaria_bus.tolaria.recovery.rollback import NoTarget, Rollback, describe
+from tolaria_bus.tolaria.recovery.restore_points import (
+    Cadence,
+    NoTarget,
+    Target,
+    newest_validated,
+)
+from tolaria_bus.tolaria.recovery.rollback import (
+    ACCURACY,
+    FAST,
+    FULL,
+    HALT,
+    Remedy,
+    Rollback,
+    describe,
+)
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.saving import Saving
+from tolaria_bus.tolaria.recovery.snapshots import Snapshots
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 if TYPE_CHECKING:
     from tolaria_bus.tolaria.control.fence import Fence
+
+FAST_SECONDS: Final = 0.5
+"""A rollback from memory must be over by then: validate 150 ms, restore 250, resume 100."""
+FULL_SECONDS: Final = 12.0
+"""And one from a checkpoint."""
+LEAST_COLLAPSE: Final = 0.1
+"""An accuracy that fell by less is no collapse, whatever share of the best it is."""
+
+
+class Clears(Protocol):
+    """A deadline that was set."""
+
+    def clear(self) -> None:
+        """What it was set for is over."""
+
+
+Deadlines = Callable[[str, float], Clears]
+"""Says to whoever watches that something must be over within so many seconds."""
+
+
+class _NoDeadline:
+    def clear(self) -> None:
+        pass
+
+
+def _no_deadline(name: str, seconds: float) -> Clears:
+    del name, seconds
+    return _NoDeadline()
 
 
 class Steering:
@@ -35,10 +78,15 @@ class Steering:
         state: What is steered.
         stopping: Why the loop ends at the present fence, or empty.
         guards: The breakers, the boundary's budget.
+        cadence: At which steps to take a snapshot.
         fence: Knows which journal records the state contains; set once it is made.
+        seeds: Does what is done to seeds; set once it is made.
+        observations: What becomes of commands' effects; set once it is made.
     """
 
     fence: Fence
+    seeds: SeedWork
+    observations: Observations
 
     def __init__(
         self,
@@ -48,6 +96,9 @@ class Steering:
         telemetry: Telemetry,
         *,
         job: str,
+        deadline: Deadlines = _no_deadline,
+        saving: Callable[[], AbstractContextManager[None]] = nullcontext,
+        wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.state = state
         self.stopping = ""
@@ -55,14 +106,35 @@ class Steering:
         self._folder = folder
         self._settings = settings
         self._telemetry = telemetry
-        self._rollback = Rollback(state, folder)
+        self._snapshots = Snapshots(
+            keep=settings.snapshot_keep,
+            max_bytes=settings.snapshot_memory_mb * 1_000_000,
+            pinned=next(state.model.parameters()).is_cuda,
+        )
+        self.cadence = Cadence(
+            settings.snapshot_every_steps, settings.snapshot_at_epochs, state.data.steps_per_epoch
+        )
+        self._rollback = Rollback(
+            state,
+            folder,
+            self._snapshots,
+            self.cadence,
+            clean_steps=settings.rollback_clean_steps,
+            lr_factor=settings.rollback_lr_factor,
+        )
         self._saving = Saving(
             state,
             folder,
             job=job,
             on_saved=self._saved,
             on_failed=self._not_saved,
+            waiting=saving,
+            writer=settings.checkpoint_writer,
         )
+        self._deadline = deadline
+        self._wall_ns = wall_ns
+        self._way: _Way | None = None
+        self._bad: LossReading | None = None
 
     def stop(self, reason: str) -> None:
         """End the run at this fence; the first reason stays."""
@@ -76,9 +148,17 @@ class Steering:
         """Tell the breakers how a command went."""
         self.guards.tried(command, failure=failure)
 
-    def announce(self, level: EmergencyLevel.ValueType, reason: str, scope: str, runs: str) -> None:
-        """Broadcast an emergency signal."""
-        self._telemetry.emergency(level, reason, scope=scope, runs=runs)
+    def announce(
+        self,
+        level: EmergencyLevel.ValueType,
+        reason: str,
+        scope: str,
+        runs: str,
+        *,
+        command_id: str,
+    ) -> None:
+        """Broadcast an emergency signal. The same command's, if it is sent again, is the same."""
+        self._telemetry.emergency(level, reason, scope=scope, runs=runs, command_id=command_id)
 
     # Checkpoints
 
@@ -88,10 +168,14 @@ class Steering:
         Raises:
             CheckpointFailed: It could not be written.
         """
-        if self._bad_loss() is not None:
-            self._saving.wait()
-            return self._rollback.target()
-        return self._saving.now(self.fence.contained, label=label, pin=pin)
+        if self._bad is None:
+            self._bad = self._bad_loss()
+        if self._bad is None:
+            return self._saving.now(self.fence.contained, label=label, pin=pin)
+        good = self._snapshots.newest(newest_validated(self.state.last_loss_step))
+        if good is not None:
+            return self._saving.store(good.tensors, good.meta, good.sequence, label=label, pin=pin)
+        return self._newest_checkpoint()
 
     def save_later(self) -> None:
         """Copy the present state and write it behind the training, if it is healthy.
@@ -107,7 +191,7 @@ class Steering:
             return self.save_checkpoint(label="end")
         except CheckpointFailed as error:
             self._telemetry.event("checkpoint_failed", str(error))
-            return self._rollback.target()
+            return self._newest_checkpoint()
 
     def close(self, seconds: float) -> None:
         """Finish the checkpoints that were begun, within so many seconds."""
@@ -116,55 +200,140 @@ class Steering:
     def _saved(self, name: str) -> None:
         self._telemetry.event("checkpoint", f"{name} is durable")
         self.guards.succeeded(CHECKPOINT)
+        step, _, sequence = parse_name(name)
+        if not self._folder.live.is_live(sequence, step):
+            # A rollback undid it while it was being written.
+            self._mark_checkpoints()
 
     def _not_saved(self, name: str, why: str) -> None:
         self._telemetry.alert("checkpoint_failed", why, checkpoint=name)
         self.guards.failed(CHECKPOINT, why)
 
+    def _newest_checkpoint(self) -> str:
+        self._saving.wait()
+        live = self._folder.live_checkpoints()
+        return live[-1].name if live else ""
+
     # Rollbacks
 
-    def rollback_target(self, target_step: int | None, target_epoch: int | None) -> str:
-        """The checkpoint that a rollback goes to.
+    def take_snapshot(self) -> None:
+        """Copy the present state into memory, to go back to should it prove good."""
+        if not self._snapshots.refused and not self._snapshots.take(
+            self.state, self.fence.contained
+        ):
+            self._telemetry.alert("snapshots_off", self._snapshots.refused)
+
+    def rollback_target(self, target_step: int | None, target_epoch: int | None) -> Target:
+        """The state that a rollback goes to.
 
         Raises:
             CommandRefused: ``no_checkpoint``.
         """
-        self._saving.wait()
+        if self._bad is None:
+            self._bad = self._bad_loss()
         try:
-            return self._rollback.target(target_step, target_epoch)
+            if target_step is not None:
+                return self._rollback.at_step(target_step)
+            if target_epoch is not None:
+                return self._rollback.at_epoch(target_epoch)
+            return self._rollback.newest()
         except NoTarget as error:
             raise CommandRefused("no_checkpoint", str(error)) from error
 
     def roll_back(
-        self, checkpoint: str, *, replay_data: bool, lr_factor: float, cause: str, command_id: str
+        self,
+        target: Target,
+        *,
+        replay_data: bool,
+        lr_factor: float,
+        cause: str,
+        command_id: str,
+        tier: str = FAST,
+        halt: str = "",
     ) -> Details:
-        """Go back to a checkpoint on a new timeline and say which commands that undid."""
-        self._saving.wait()
-        cut = self._rollback.go(
-            checkpoint,
-            replay_data=replay_data,
-            lr_factor=lr_factor,
-            cause=cause,
-            command_id=command_id,
-        )
+        """Go back to an earlier state on a new timeline and say which commands that undid.
+
+        From memory the run is there on return. By the full way it may have steps to make again:
+        then the fence is :attr:`~.fence.Fence.behind` until it is there.
+
+        Args:
+            target: Where to.
+            replay_data: Draw the batches since the target again; else they are skipped.
+            lr_factor: Multiplies every learning rate of the target.
+            cause: ``command``, ``not_finite``, ``spike``, ``accuracy``.
+            command_id: The command that asked for it.
+            tier: ``full``: from a checkpoint, whatever is in memory.
+            halt: Why the run is halted there, or empty.
+
+        Returns:
+            Details for the outcome.
+
+        Raises:
+            CommandRefused: ``no_checkpoint``.
+            JournalUnwritable: Nothing was changed.
+        """
+        way = _Way(self._deadline("rollback", FAST_SECONDS), self._wall_ns)
+        way.enters("validate")
+        try:
+            source = self._rollback.source(target, tier=tier)
+            if source.tier == FULL:
+                way.deadline.clear()
+                way.deadline = self._deadline("rollback", FULL_SECONDS)
+            cut = self._rollback.write_cut(
+                target,
+                source,
+                replay_data=replay_data,
+                lr_factor=lr_factor,
+                cause=cause,
+                command_id=command_id,
+                halt=halt,
+            )
+        except NoTarget as error:
+            way.deadline.clear()
+            raise CommandRefused("no_checkpoint", str(error)) from error
+        except BaseException:
+            way.deadline.clear()
+            raise
+        self._bad = None
+        way.enters("restore")
+        records = self._rollback.restore(source, cut)
+        way.enters("replay" if source.tier == FULL else "resume")
+        self._way = way
+        self.fence.rewind(records, source.sequence)
         self.fence.tell_undone(cut)
-        details = describe(cut, self.state.timeline)
-        self._telemetry.event("rollback", f"back to step {cut.target_step}", **details)
-        return details
+        self._mark_checkpoints()
+        if not self.fence.behind and not self._folder.live_checkpoints():
+            # It lies before the oldest checkpoint: without a new one a restart would begin anew.
+            self._saving.later(self.fence.contained)
+        return describe(cut.cut, cut.timeline)
 
     def apply_cut(self, cut: TimelineCut, timeline: int) -> None:
-        """Apply a journaled rollback to the restored checkpoint."""
+        """Apply a journaled rollback to the state that it went to."""
+        way, self._way = self._way, None
+        if way is not None and cut.tier == FULL:
+            way.enters("resume")
         self._rollback.apply(cut, timeline)
+        if way is None:
+            return
+        way.deadline.clear()
+        way.enters("")
+        # Its steps are run again, the rollback itself is not.
+        self._telemetry.replaying = False
+        details = describe(cut, timeline)
+        self._telemetry.event("rollback", f"back to step {cut.target_step}", **details)
+        self._telemetry.spans("tolaria.rollback", way.marks, tier=cut.tier, cause=cut.cause)
 
     def apply_decision(self, decision: Decision) -> None:
         """Apply a choice of the trainer's own."""
         self.guards.apply(decision)
         if decision.kind == FALLBACK:
             apply_fallback(decision, self.state)
-        if decision.kind == "halt":
+        if decision.kind == HALT:
             mode = self.state.mode
             mode.halted = mode.conservative = True
             mode.reason, mode.by = decision.reason, "tolaria"
+        elif decision.kind == SEED_FAILED:
+            self.seeds.apply(decision)
 
     # The health of the whole
 
@@ -184,6 +353,18 @@ class Steering:
         if astray := set(state.optimizer.group_names()) ^ state.learning_rate.rates().keys():
             raise RuntimeError(f"groups {sorted(astray)} have no learning rate, or no parameters")
 
+    def finish_cuts(self) -> None:
+        """Do what a process that died in a rollback may have left: marks, outcomes."""
+        for cut in self._folder.cuts():
+            self.fence.tell_undone(cut)
+        self._mark_checkpoints()
+
+    def _mark_checkpoints(self) -> None:
+        try:
+            self._rollback.mark_checkpoints()
+        except OSError as error:
+            self._telemetry.event("checkpoint_not_marked", str(error))
+
     # The health of a step
 
     def check_health(self) -> bool:
@@ -193,45 +374,96 @@ class Steering:
             self.recover_from(bad)
         return bad is None
 
+    def settle(self) -> None:
+        """Go back if a bad loss was found at the fence that has just been open."""
+        bad, self._bad = self._bad, None
+        if bad is not None:
+            self.recover_from(bad)
+
     def recover_from(self, bad: LossReading) -> None:
-        """A step went wrong: go back to the last good checkpoint; halt if that doesn't help."""
+        """A step went wrong: go back to a state that was good; halt if that doesn't help."""
         cause = bad.verdict.value
-        self._saving.wait()
-        target = self._rollback.target()
-        again = self._rollback.automatic_count(target, cause) + 1
-        self._telemetry.alert(
+        self._heal(
+            self._rollback.remedy(cause, bad.step),
             "loss_" + cause,
-            f"loss {bad.loss:.6g} at step {bad.step}: going back to {target}",
-            critical=True,
+            f"loss {bad.loss:.6g} at step {bad.step}",
+            cause=cause,
+            tier=FAST,
             loss=bad.loss,
             running_mean=bad.mean,
-            attempt=again,
         )
+
+    def check_accuracy(self, accuracy: float | None) -> bool:
+        """Compare a validation's accuracy with the best; if it collapsed, go back, and say False.
+
+        What was decided when the steps that are run again now were first made isn't decided anew.
+
+        Args:
+            accuracy: 0 to 1; ``None``: not measured.
+        """
+        state = self.state
+        if accuracy is None:
+            return True
+        factor, best = self._settings.accuracy_collapse_factor, state.best_accuracy
+        collapsed = accuracy < factor * best and best - accuracy >= LEAST_COLLAPSE
+        if not collapsed or self.fence.behind:
+            state.best_accuracy = max(best, accuracy)
+            return True
+        self._heal(
+            self._rollback.remedy(ACCURACY, state.step),
+            "accuracy_collapsed",
+            f"accuracy {accuracy:.4g} at step {state.step}, it was {best:.4g}",
+            cause=ACCURACY,
+            tier=FULL,
+            accuracy=accuracy,
+            best=best,
+        )
+        return False
+
+    def _heal(
+        self, remedy: Remedy, name: str, what: str, *, cause: str, tier: str, **facts: float
+    ) -> None:
+        settings, step = self._settings, remedy.target.step
+        self._telemetry.alert(
+            name,
+            f"{what}: going back to step {step}",
+            critical=True,
+            attempt=remedy.attempt,
+            target_step=step,
+            **facts,
+        )
+        halt = ""
+        if remedy.attempt >= settings.rollback_limit:
+            halt = f"{cause}: {remedy.attempt} rollbacks, the last to step {step}, didn't help"
+            self._telemetry.emergency(EmergencyLevel.EMERGENCY_LEVEL_HALT, halt)
         self.roll_back(
-            target,
-            replay_data=False,
-            lr_factor=self._settings.rollback_lr_factor**again,
+            remedy.target,
+            replay_data=settings.rollback_data == "replay" and settings.rollback_lr_factor < 1.0,
+            lr_factor=remedy.lr_factor,
             cause=cause,
             command_id="",
+            tier=tier,
+            halt=halt,
         )
-        if again >= self._settings.rollback_limit:
-            self._halt(f"{cause}: {again} rollbacks to {target} didn't help")
 
     def _bad_loss(self) -> LossReading | None:
         reading = self.state.watch.flush()
         if reading is None:
             return None
+        if reading.verdict is not Verdict.OK:
+            return reading
         self.state.note(reading)
-        return None if reading.verdict is Verdict.OK else reading
+        return None
 
-    def _halt(self, reason: str) -> None:
-        state = self.state
-        decision = Decision(kind="halt", reason=reason)
-        self._folder.write(
-            JournalRecord(
-                timeline=state.timeline, step=state.step, epoch=state.epoch, decision=decision
-            )
-        )
-        self.apply_decision(decision)
-        self._telemetry.emergency(EmergencyLevel.EMERGENCY_LEVEL_HALT, reason)
-        self.fence.next_step = 0
+
+class _Way:
+    """A rollback under way: its deadline, and when each of its phases began."""
+
+    def __init__(self, deadline: Clears, wall_ns: Callable[[], int]) -> None:
+        self.deadline = deadline
+        self.marks: list[tuple[str, int]] = []
+        self._wall_ns = wall_ns
+
+    def enters(self, phase: str) -> None:
+        """A phase begins; an empty name: all is over."""
+        self.marks.append((phase, self._wall_ns()))

@@ -11,7 +11,8 @@ import base64
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tolaria_bus.leyline import (
@@ -103,29 +104,34 @@ class Telemetry:
             _add(packet, name, value, unit)
         self._outbound.telemetry(packet, priority)
 
-    def spans(self, name: str, began_ns: int, took_ms: Mapping[str, float]) -> None:
-        """Publish phases that came one after the other, as spans of one parent.
+    def publish(self, points: Iterable[MetricPoint]) -> None:
+        """Publish metrics that have attributes, priority NORMAL."""
+        packet = self.packet()
+        packet.metrics.extend(points)
+        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_NORMAL)
+
+    def spans(self, name: str, marks: Sequence[tuple[str, int]], **attributes: object) -> None:
+        """Publish how long the phases of one thing took, as spans with a common parent.
 
         Args:
-            name: Of the parent.
-            began_ns: Wall clock at its start.
-            took_ms: Phase → milliseconds, in order.
+            name: Of the whole.
+            marks: Name and start of each phase, in nanoseconds of the wall clock; at last a name
+                that isn't used, and the end.
+            attributes: Of the whole.
         """
         packet = self.packet()
-        total_ns = int(sum(took_ms.values()) * 1e6)
-        parent = packet.spans.add(span_id=packet.packet_id, name=name)
-        parent.start_time.FromNanoseconds(began_ns)
-        parent.end_time.FromNanoseconds(began_ns + total_ns)
-        for phase, milliseconds in took_ms.items():
-            span = packet.spans.add(
-                span_id=f"{packet.packet_id}.{phase}",
-                parent_span_id=packet.packet_id,
-                name=f"{name}.{phase}",
-            )
-            span.start_time.FromNanoseconds(began_ns)
-            began_ns += int(milliseconds * 1e6)
-            span.end_time.FromNanoseconds(began_ns)
-        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_LOW)
+        parent = self._next_id()
+        phases = [
+            (f"{name}.{phase}", f"{parent}.{place}", parent, start, end)
+            for place, ((phase, start), (_, end)) in enumerate(pairwise(marks))
+        ]
+        whole = (name, parent, "", marks[0][1], marks[-1][1])
+        for title, span_id, above, start, end in (whole, *phases):
+            span = packet.spans.add(name=title, span_id=span_id, parent_span_id=above)
+            span.start_time.FromNanoseconds(start)
+            span.end_time.FromNanoseconds(end)
+        packet.spans[0].attributes.update({key: str(value) for key, value in attributes.items()})
+        self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_NORMAL)
 
     def event(self, name: str, description: str, **attributes: object) -> None:
         """Publish something that happened, for the record: INFO, priority NORMAL."""
@@ -165,7 +171,7 @@ class Telemetry:
         *,
         scope: str = "self",
         runs: str = "",
-        signal_id: str = "",
+        command_id: str = "",
     ) -> None:
         """Broadcast a signal, unless it was broadcast before the recovery that is going on.
 
@@ -174,7 +180,8 @@ class Telemetry:
             reason: For people.
             scope: Who has to obey: ``self`` (nobody), ``run``, ``pattern``, ``all``.
             runs: The glob of scope ``pattern``.
-            signal_id: What it is known by; made from the packet count if empty.
+            command_id: Of the command that asked for it, if one did: a process that dies on the way
+                leaves it to the next one, and however often it is sent it is one signal.
         """
         if self.replaying:
             return
@@ -188,7 +195,9 @@ class Telemetry:
         )
         signal.triggered_at.FromNanoseconds(self._wall_ns())
         signal.attributes["scope"] = scope
-        signal.attributes["signal_id"] = signal_id or self._next_id()
+        signal.attributes["signal_id"] = (
+            f"{self._run}/{command_id}" if command_id else self._next_id()
+        )
         if runs:
             signal.attributes["runs"] = runs
         signal.payload_checksum = hashlib.sha256(encode(signal)).digest()

@@ -9,20 +9,34 @@ Two ways: a ``TensorDataset`` (or a ``Subset`` of one) is indexed a whole batch 
 costs what slicing tensors by hand costs; any other map-style dataset is read sample by sample and
 collated, in the loader's worker processes where the job gave a ``DataLoader`` that has them. One
 worker pool serves all epochs: it isn't started anew at each.
+
+What can't be indexed by position, or brings a state of its own, is gone through as it is: see
+``loader_stream``. ``training_batches`` chooses.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from tolaria_bus.tolaria.engine.batch import map_tensors, to_device
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
+from tolaria_bus.tolaria.engine.loader_stream import LoaderStream, is_stateful
 from tolaria_bus.tolaria.engine.seeding import Domain, mix
-from tolaria_bus.tolaria.engine.source import Request, Source
+from tolaria_bus.tolaria.engine.source import Request, Source, can_be_positioned, is_map_style
 
-__all__ = ["BatchStream", "ValidationBatches", "to_device", "validation_batches"]
+__all__ = [
+    "BatchStream",
+    "LoaderStream",
+    "TrainingBatches",
+    "ValidationBatches",
+    "to_device",
+    "training_batches",
+    "validation_batches",
+]
 
 _ORDERS_KEPT = 2
 
@@ -77,6 +91,11 @@ class BatchStream:
         """The timeline whose augmentations are drawn."""
         return self._timeline
 
+    @property
+    def caution(self) -> str:
+        """Nothing: a resume is exact."""
+        return ""
+
     def next(self) -> Any:
         """Return the batch at ``position`` and move on by one.
 
@@ -112,6 +131,20 @@ class BatchStream:
         self._position = position
         self._timeline = self._timeline if timeline is None else timeline
 
+    def own_state(self) -> dict[str, Any]:
+        """Nothing: position and timeline say all."""
+        return {}
+
+    def restore(self, position: int, timeline: int, own: Mapping[str, Any]) -> None:
+        """Go to ``position`` on ``timeline``.
+
+        Raises:
+            JobError: ``own`` is the state of a loader: the job's data was another.
+        """
+        if own:
+            raise JobError("the saved state is of a loader that the training data no longer is")
+        self.seek(position, timeline)
+
     def close(self) -> None:
         """Stop the worker processes, if there are any. The stream can still be used."""
         self._loader = None
@@ -144,6 +177,47 @@ class BatchStream:
         return torch.Generator().manual_seed(mix(self._seed, Domain.LOADER))
 
 
+TrainingBatches = BatchStream | LoaderStream
+"""What the trainer draws its batches from."""
+
+
+def training_batches(
+    data: object,
+    batch_size: int,
+    seed: int,
+    *,
+    timeline: int = 0,
+    pin_memory: bool = False,
+) -> TrainingBatches:
+    """Return the training batches of a run, exactly resumable as far as ``data`` allows.
+
+    A map-style dataset, and a DataLoader over one, is positioned from here. A loader that tells its
+    state is used as it is, and so is whatever else can be gone through: a DataLoader over an
+    iterable-style dataset or with a batch sampler of its own, or any other iterable of batches. An
+    iterable-style dataset by itself gets a DataLoader.
+
+    Args:
+        data: As the job gave it.
+        batch_size: As for ``BatchStream``.
+        seed: As for ``BatchStream``.
+        timeline: As for ``BatchStream``.
+        pin_memory: As for ``BatchStream``.
+
+    Raises:
+        JobError: the data has no length, is less than one batch, or can't be gone through at all.
+    """
+    if isinstance(data, IterableDataset):
+        data = DataLoader(data, batch_size=batch_size, drop_last=True)
+    if isinstance(data, Iterable) and (
+        is_stateful(data) or not (isinstance(data, DataLoader) or is_map_style(data))
+    ):
+        return LoaderStream(data, seed, timeline=timeline, pin_memory=pin_memory)
+    if isinstance(data, DataLoader) and not can_be_positioned(data):
+        pin_memory = pin_memory and not data.pin_memory
+        return LoaderStream(data, seed, timeline=timeline, pin_memory=pin_memory)
+    return BatchStream(data, batch_size, seed, timeline=timeline, pin_memory=pin_memory)
+
+
 class _Requests:
     """What the workers are to read: from a position on, without an end."""
 
@@ -172,11 +246,18 @@ class ValidationBatches:
         self._source = Source.of(data, batch_size, what="validation data", training=False)
         self._fetch = self._source.fetch(mix(seed, Domain.VALIDATION))
         self._tensors = self._source.tensors
+        self._count = self._source.batches
         self.seed = seed
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return self._source.batches
+        return self._count
+
+    def first(self, count: int) -> "ValidationBatches":
+        """Return the first ``count`` of these batches, or all where there are fewer."""
+        few = copy(self)
+        few._count = min(count, self._count)
+        return few
 
     def __iter__(self) -> Iterator[Any]:
         """Yield each batch."""

@@ -14,8 +14,10 @@ the options), or a plain object (takes no options). It must have::
     loss(model, batch) -> scalar tensor, the mean over the batch
 
 and may have ``accuracy(model, batch)``, ``optimizer(params)``, ``schedule``, ``batch_size``,
-``epochs`` and ``name``. Instead of a function ``optimizer`` may be the name of a class of
-``torch.optim``, or a mapping with ``name``, ``lr`` and other hyperparameters.
+``epochs`` and ``name``, and for seeds ``seed_slots`` (paths of modules behind which seeds can be
+grown) or ``kasmina(model)`` (an owner of seeds of its own). Instead of a function ``optimizer`` may
+be the name of a class of ``torch.optim``, or a mapping with ``name``, ``lr`` and other
+hyperparameters.
 """
 
 from __future__ import annotations

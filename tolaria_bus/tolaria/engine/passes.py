@@ -73,6 +73,7 @@ class Passes:
         self._key: int | None = None
         self._proven: set[Any] = set()
         self._proven_under: Any = None
+        self._armed = 0
 
     def __call__(
         self,
@@ -102,7 +103,7 @@ class Passes:
             bool(self._backend) and COMPILE not in fallen and not conservative,
             self._amp is not None and AMP not in fallen,
         )
-        under = (wanted, key, self._state.version)
+        under = (wanted, key, self._state.version, self._armed)
         if under != self._proven_under:
             self._proven.clear()
             self._proven_under = under
@@ -114,6 +115,10 @@ class Passes:
         if not self.fallbacks:
             self._proven.add(shapes)
         return loss
+
+    def rearm(self) -> None:
+        """Guard the next pass: at a fence the model may have changed in any way."""
+        self._armed += 1
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs, for validation too."""

@@ -75,8 +75,8 @@ class StepSeeder:
         self._cpu = torch.default_generator.manual_seed
         self._device = device_seeder(device)
 
-    def __call__(self, timeline: int, position: int) -> None:
-        """Seed the CPU's generator, and the accelerator's if there is one."""
+    def __call__(self, timeline: int, position: int) -> int:
+        """Seed the CPU's generator, and the accelerator's if there is one; return with what."""
         if timeline != self._timeline:
             self._key = mix(self._seed, Domain.STEP, timeline)
             self._timeline = timeline
@@ -84,6 +84,7 @@ class StepSeeder:
         self._cpu(value)
         if self._device is not None:
             self._device(value)
+        return value
 
 
 def seed_globals(value: int) -> None:

@@ -178,13 +178,31 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+def is_map_style(dataset: object) -> bool:
+    """Can samples be read by index, and counted?"""
+    return (
+        not isinstance(dataset, IterableDataset)
+        and hasattr(dataset, "__getitem__")
+        and hasattr(dataset, "__len__")
+    )
+
+
+def can_be_positioned(loader: "DataLoader[Any]") -> bool:
+    """Can a loader's batches be made from indices here? Else it has to be gone through."""
+    return is_map_style(loader.dataset) and not _makes_own_batches(loader)
+
+
+def _makes_own_batches(loader: "DataLoader[Any]") -> bool:
+    return loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler
+
+
 def _check_dataset(dataset: Any, what: str) -> None:
     if isinstance(dataset, IterableDataset):
         raise JobError(
             f"the {what} is iterable-style, which can't be resumed at a position; "
             "give a map-style Dataset (with __len__ and __getitem__)"
         )
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    if not is_map_style(dataset):
         raise JobError(
             f"the {what} is a {type(dataset).__name__}; it must be a map-style Dataset "
             "(with __len__ and __getitem__) or a DataLoader"
@@ -192,7 +210,7 @@ def _check_dataset(dataset: Any, what: str) -> None:
 
 
 def _check_loader(loader: "DataLoader[Any]", what: str) -> None:
-    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
+    if _makes_own_batches(loader):
         raise JobError(
             f"the {what}'s DataLoader makes its own batches (batch_sampler, or batch_size=None); "
             "give batch_size, and sampler if one is needed"

@@ -10,24 +10,39 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tolaria_bus.tolaria.engine.batch import map_tensors, to_device
-from tolaria_bus.tolaria.engine.data import BatchStream
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
-from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
+from tolaria_bus.tolaria.engine.optimizer import HOST_GROUP, OptimizerManager
 from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
 from tolaria_bus.tolaria.engine.passes import Passes
 from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.seeding import StepSeeder
+from tolaria_bus.tolaria.engine.side import SideTraining
 
 SPIKE_FACTOR = 15.0
 MEAN_WINDOW = 100
 SPIKE_WARMUP = 20
+
+
+class Batches(Protocol):
+    """Where a step draws from."""
+
+    @property
+    def position(self) -> int:
+        """How many batches have been drawn since the start of the run."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+
+    def next(self) -> Any:
+        """Return the batch at ``position`` and move on by one."""
 
 
 class TrainStep:
@@ -40,6 +55,7 @@ class TrainStep:
             rebuilt between two.
         device: Where the batches go.
         seed: The run's seed.
+        side: Lets seeds learn beside the host, after its backward pass: from the step's last batch.
         options: What is wanted beyond the plain loop.
         state: What of it must survive; one of its own where none is given.
         before_update: Called just before the optimizer's step: sets the learning rates.
@@ -55,6 +71,7 @@ class TrainStep:
         optimizer: OptimizerManager,
         device: torch.device,
         seed: int,
+        side: SideTraining | None = None,
         *,
         options: StepOptions | None = None,
         state: StepState | None = None,
@@ -81,6 +98,9 @@ class TrainStep:
             backend={"off": "", "on": "inductor"}.get(options.compile, options.compile),
             amp=amp,
         )
+        self._side = side
+        self._batch: Any = None
+        self._seeded_with = 0
 
     def __call__(
         self, batch: Any, position: int, timeline: int, *, conservative: bool = False
@@ -97,7 +117,7 @@ class TrainStep:
         self._update(optimizer)
         return loss
 
-    def advance(self, data: BatchStream, timeline: int, *, conservative: bool = False) -> Tensor:
+    def advance(self, data: Batches, timeline: int, *, conservative: bool = False) -> Tensor:
         """Draw the batches of one step and take it; return their mean loss, still on the device.
 
         With accumulation an epoch's last step has as many batches as are left of it: no step goes
@@ -124,11 +144,12 @@ class TrainStep:
     def _pass(
         self, batch: Any, position: int, timeline: int, share: float, conservative: bool
     ) -> Tensor:
-        self._seed(timeline, position)
+        self._seeded_with = self._seed(timeline, position)
         if self._device is not None:
             batch = to_device(batch, self._device)
         if self._channels_last:
             batch = map_tensors(batch, _channels_last)
+        self._batch = batch
         return self.passes(
             batch,
             share,
@@ -153,6 +174,11 @@ class TrainStep:
         scaler = self._scaler
         if scaler is not None:
             scaler.unscale_(optimizer)
+        if self._side is not None and self._side.waits:
+            # Behind the unscaling, as its gradients aren't scaled: they skip no step of the host.
+            with self.passes.eager(), self.passes.autocast():
+                self._side(self._batch, self._seeded_with)
+        self._batch = None
         if self._clip is not None:
             clip_gradients(self._manager.param_groups, self._clip)
         if self._before_update is not None:
@@ -172,9 +198,9 @@ def clip_gradients(groups: Iterable[Mapping[str, Any]], norm: float) -> None:
     """
     together: dict[str, list[Tensor]] = {}
     for group in groups:
-        owner = (
-            group["name"].partition(".")[0] if group["name"].startswith("host") else group["name"]
-        )
+        name = group["name"]
+        # The host's groups are host, host.1, ...; a seed's id may have dots in it.
+        owner = HOST_GROUP if name.partition(".")[0] == HOST_GROUP else name
         together.setdefault(owner, []).extend(group["params"])
     for parameters in together.values():
         nn.utils.clip_grad_norm_(parameters, norm)

@@ -15,6 +15,7 @@ from tolaria_bus.tolaria.recovery.checkpoint_info import (
     is_checkpoint_name,
     parse_name,
 )
+from tolaria_bus.tolaria.recovery.disk_helper import Disk
 from tolaria_bus.tolaria.recovery.journal import sync_folder
 from tolaria_bus.tolaria.recovery.manifest import Manifest, ManifestRefused, decode, encode
 from tolaria_bus.tolaria.recovery.retention import Kept
@@ -38,6 +39,7 @@ def write_checkpoint(
     *,
     written_at_ns: int,
     pin: bool,
+    disk: Disk,
 ) -> None:
     """Make a folder with a checkpoint in it, durable, and read all of it back.
 
@@ -48,6 +50,7 @@ def write_checkpoint(
         meta: As for :func:`~.manifest.encode`.
         written_at_ns: Wall clock, for people.
         pin: Mark it as pinned.
+        disk: Writes and reads the tensors.
 
     Raises:
         OSError: The disk is full, or fails.
@@ -55,12 +58,12 @@ def write_checkpoint(
     """
     folder.mkdir()
     step, timeline, sequence = identity
-    file = write_tensors(folder / TENSORS, tensors)
+    file = write_tensors(folder / TENSORS, tensors, disk)
     data, _ = encode(Manifest(step, timeline, sequence, written_at_ns, file, dict(meta)))
     write_durably(folder / MANIFEST, data)
     if pin:
         write_durably(folder / PINNED, b"")
-    check_tensors(folder / TENSORS, decode((folder / MANIFEST).read_bytes()).file)
+    check_tensors(folder / TENSORS, decode((folder / MANIFEST).read_bytes()).file, disk)
     sync_folder(folder)
 
 

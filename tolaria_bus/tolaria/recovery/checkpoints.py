@@ -45,6 +45,7 @@ from tolaria_bus.tolaria.recovery.checkpoint_info import (
     parse_name,
 )
 from tolaria_bus.tolaria.recovery.checkpoint_writer import CheckpointWriter
+from tolaria_bus.tolaria.recovery.disk_helper import Disk, Here
 from tolaria_bus.tolaria.recovery.journal import sync_folder
 from tolaria_bus.tolaria.recovery.retention import dropped
 
@@ -76,6 +77,11 @@ class CheckpointStore:
             ``checkpoint_not_removed`` with strings for people.
         clock_ns: Wall clock, for people only.
 
+    Attributes:
+        folder: Where they are.
+        disk: Does the bulk of the writing; may be replaced by whoever calls :meth:`save`.
+        on_event: As given.
+
     Raises:
         ValueError: ``keep`` is below 1.
     """
@@ -92,9 +98,10 @@ class CheckpointStore:
         if keep < 1:
             raise ValueError(f"keep = {keep}: at least one checkpoint must be kept")
         self.folder = folder
+        self.disk: Disk = Here()
         self._keep = keep
         self._max_bytes = max_bytes
-        self._on_event = on_event or (lambda _name, _details: None)
+        self.on_event = on_event or (lambda _name, _details: None)
         self._clock_ns = clock_ns
         self._lock = threading.RLock()  # Over names; not held while a checkpoint is written.
         self._swept = False
@@ -129,7 +136,13 @@ class CheckpointStore:
                 self._sweep()
             if not self._is_good(name):
                 write_checkpoint(
-                    temporary, identity, tensors, meta, written_at_ns=self._clock_ns(), pin=pin
+                    temporary,
+                    identity,
+                    tensors,
+                    meta,
+                    written_at_ns=self._clock_ns(),
+                    pin=pin,
+                    disk=self.disk,
                 )
                 with self._lock:
                     temporary.rename(self.folder / name)
@@ -248,7 +261,7 @@ class CheckpointStore:
 
     def _set_aside(self, bad: CheckpointCorrupt) -> None:
         if bad.reason != "missing":
-            self._on_event("checkpoint_set_aside", set_aside(self.folder / bad.name, bad))
+            self.on_event("checkpoint_set_aside", set_aside(self.folder / bad.name, bad))
 
     def _retain(self, saved: str) -> None:
         with self._lock:
@@ -262,7 +275,7 @@ class CheckpointStore:
                     (self.folder / name).rename(going)
                     shutil.rmtree(going)
             except OSError as error:
-                self._on_event("checkpoint_not_removed", {"detail": str(error)})
+                self.on_event("checkpoint_not_removed", {"detail": str(error)})
 
     def _sweep(self) -> None:
         # What a process left that died while it wrote or removed one.

@@ -3,7 +3,13 @@
 :meth:`Journal.append` returns when its records are on stable storage (``O_DSYNC``); it costs one
 ``write`` for all of them, a fraction of a millisecond on a solid-state disk. A failed append
 leaves no trace: the file is cut back to where it was, and the journal can be used again when there
-is space. One process at a time has a journal open, by the lock in its folder; anybody may read one
+is space.
+
+Space for a while is held behind the end of the file. On a full disk that is kept for what the
+trainer decides and for what was begun: a new command is refused, the RESULT of one that was let in
+is not.
+
+One process at a time has a journal open, by the lock in its folder; anybody may read one
 with :func:`read_records`.
 
 How records lie in the files, and how a torn tail is told from damage: :mod:`.segments`.
@@ -11,15 +17,18 @@ How records lie in the files, and how a torn tail is told from damage: :mod:`.se
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from tolaria_bus.leyline import JournalRecord
+from tolaria_bus.tolaria.recovery.reserve import reserve
 from tolaria_bus.tolaria.recovery.run_lock import RunLock, RunLocked
 from tolaria_bus.tolaria.recovery.segments import (
     JournalCorrupt,
@@ -40,6 +49,12 @@ __all__ = [
 
 SEGMENT_BYTES = 100_000_000
 """A new segment is begun before one would grow beyond this."""
+
+RESERVE_BYTES = 1 << 20
+"""So much space at least is held for what may use it, and up to twice as much."""
+
+_MAY_NOT_USE_IT = frozenset({"intent", "deferred", "checkpoint"})
+"""Records that begin something new, or are notes that can be done without."""
 
 
 class JournalUnwritable(RuntimeError):
@@ -85,6 +100,7 @@ class Journal:
         self._number = 0
         self._fd = -1
         self._end = 0
+        self._held = 0  # Space is held up to this offset.
         self._broken = ""
 
     @classmethod
@@ -139,7 +155,8 @@ class Journal:
                 payload = record.SerializeToString(deterministic=True)
                 parts.append(frame(payload, begins_append=place == 0))
             data = b"".join(parts)
-            self._write(data)
+            begun = all(item.WhichOneof("record") not in _MAY_NOT_USE_IT for item in records)
+            self._write(data, may_use_reserve=begun)
             self._end += len(data)
             self.last_sequence += len(records)
             return tuple(record.sequence for record in records)
@@ -201,8 +218,10 @@ class Journal:
             )
             os.ftruncate(self._fd, self._end)
             os.fsync(self._fd)
+        with suppress(OSError):  # It can be read all the same; the first append says what is wrong.
+            self._hold(0)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, *, may_use_reserve: bool) -> None:
         if self._broken or not self._lock.held:
             why = self._broken or "this is not the process that opened it"
             raise JournalUnwritable(f"{self.folder}: {why}")
@@ -210,7 +229,15 @@ class Journal:
             if self._end and self._end + len(data) > self._segment_bytes:
                 self._begin_segment()
         except OSError as error:
-            raise JournalUnwritable(f"{self.folder}: no new segment: {error.strerror}") from error
+            if not (may_use_reserve and error.errno == errno.ENOSPC):
+                why = f"no new segment: {error.strerror}"
+                raise JournalUnwritable(f"{self.folder}: {why}") from error
+        try:
+            self._hold(len(data))
+        except OSError as error:
+            if not may_use_reserve:
+                name = segment_path(self.folder, self._number).name
+                raise JournalUnwritable(f"{self.folder / name}: {error.strerror}") from error
         try:
             rest = memoryview(data)
             while rest:
@@ -221,8 +248,17 @@ class Journal:
             name = segment_path(self.folder, self._number).name
             raise JournalUnwritable(f"{self.folder / name}: {error.strerror}") from error
 
+    def _hold(self, size: int) -> None:
+        """Have space for ``size`` bytes and the reserve behind. Raises OSError: there is none."""
+        needed = self._end + size + RESERVE_BYTES
+        if needed > self._held:
+            begin = max(self._held, self._end)
+            reserve(self._fd, begin, needed + RESERVE_BYTES - begin)
+            self._held = needed + RESERVE_BYTES
+
     def _cut_back(self) -> None:
         # Durably, or records that were refused could come back after a power cut.
+        self._held = 0  # A file system may let go of what was behind the end.
         try:
             os.ftruncate(self._fd, self._end)
             os.fsync(self._fd)
@@ -233,12 +269,16 @@ class Journal:
         path = segment_path(self.folder, self._number + 1)
         fd = _open_segment(path)
         try:
+            reserve(fd, 0, 2 * RESERVE_BYTES)
             sync_folder(self.folder)
         except BaseException:
             os.close(fd)
             raise
+        if self._fd >= 0:
+            os.ftruncate(self._fd, self._end)  # What was held behind it is free again.
         self._close_segment()
         self._fd, self._number, self._end = fd, self._number + 1, 0
+        self._held = 2 * RESERVE_BYTES
 
     def _close_segment(self) -> None:
         fd, self._fd = self._fd, -1

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tolaria_bus.leyline import JournalRecord
+from tolaria_bus.leyline import CommandStatus, JournalRecord
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointInfo, CheckpointStore
 from tolaria_bus.tolaria.recovery.journal import Journal
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
-from tolaria_bus.tolaria.recovery.timeline import LivePath
-
-EFFECTS = frozenset({"intent", "decision", "cut"})
-"""Kinds of journal records that change a run."""
+from tolaria_bus.tolaria.recovery.timeline import EFFECTS, LivePath
 
 
 @dataclass
@@ -27,6 +24,7 @@ class RunFolder:
         live: Which records lie on the live timeline.
         checkpoints: The store under ``checkpoints/``.
         last_effect: Sequence of the newest record that changes a run; the others are notes.
+        newest_answer: The newest RESULT or DEFERRED record, ``None`` if the run was stopped since.
     """
 
     path: Path
@@ -35,7 +33,9 @@ class RunFolder:
     live: LivePath
     checkpoints: CheckpointStore
     last_effect: int = 0
+    newest_answer: JournalRecord | None = None
     _cuts: list[JournalRecord] = field(default_factory=list)
+    _told: set[tuple[str, int]] = field(default_factory=set)
 
     @classmethod
     def open(
@@ -43,6 +43,7 @@ class RunFolder:
         path: Path,
         *,
         keep: int = 5,
+        max_gb: float | None = None,
         on_event: Callable[[str, dict[str, str]], None] | None = None,
     ) -> RunFolder:
         """Open or make a run's folder and read its journal.
@@ -50,6 +51,7 @@ class RunFolder:
         Args:
             path: The folder; made if it isn't there.
             keep: Checkpoints that retention keeps.
+            max_gb: All together; the oldest go beyond that, never the newest.
             on_event: Told of checkpoints that are set aside, and of a torn tail cut off.
 
         Raises:
@@ -64,7 +66,12 @@ class RunFolder:
             journal=journal,
             ledger=CommandLedger(),
             live=LivePath(),
-            checkpoints=CheckpointStore(path / "checkpoints", keep=keep, on_event=on_event),
+            checkpoints=CheckpointStore(
+                path / "checkpoints",
+                keep=keep,
+                max_bytes=None if max_gb is None else int(max_gb * 1e9),
+                on_event=on_event,
+            ),
         )
         try:
             for record in journal.records():
@@ -122,6 +129,15 @@ class RunFolder:
         """Every rollback of the run, live or not, oldest first."""
         return list(self._cuts)
 
+    def untold(self, cut: JournalRecord) -> list[str]:
+        """Commands that a rollback undid, without those whose ROLLED_BACK outcome is journaled.
+
+        Args:
+            cut: The rollback's record.
+        """
+        undone = self.ledger.rolled_back(cut.cut)
+        return [name for name in undone if (name, cut.timeline) not in self._told]
+
     def close(self) -> None:
         """Close the journal and give up its lock."""
         self.journal.close()
@@ -131,5 +147,12 @@ class RunFolder:
         self.live.note(record)
         if record.WhichOneof("record") in EFFECTS:
             self.last_effect = record.sequence
+        if record.HasField("result") or record.HasField("deferred"):
+            self.newest_answer = record
+        elif record.HasField("stopped"):
+            self.newest_answer = None
         if record.HasField("cut"):
             self._cuts.append(record)
+        outcome = record.result.outcome
+        if outcome.status == CommandStatus.COMMAND_STATUS_ROLLED_BACK:
+            self._told.add((outcome.command_id, outcome.timeline))

@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tolaria_bus.kasmina.garden import Kasmina
+from tolaria_bus.kasmina import Kasmina
 from tolaria_bus.leyline import RunMode
 from tolaria_bus.leyline.codec import from_json, to_json
 from tolaria_bus.safety.breakers import Breakers
-from tolaria_bus.tolaria.engine.data import BatchStream
+from tolaria_bus.tolaria.engine.data import TrainingBatches
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.step import LossReading, LossWatch
 from tolaria_bus.tolaria.recovery.buffers import TensorBuffers, needed_bytes
+from tolaria_bus.tolaria.recovery.plain import plain_names
+from tolaria_bus.tolaria.recovery.sections import Section, pack, unpack
 
 
 class StateMismatch(ValueError):
@@ -52,13 +54,17 @@ class TrainingState:
         last_loss_step: The step that it is of.
         epoch_loss_sum: Of the losses known of the epoch that goes on.
         epoch_loss_count: How many those are.
+        epochs_ended: Epochs whose end was passed, with all that belongs to it.
+        best_accuracy: The best validation accuracy so far, 0 to 1; 0 before the first.
+        sections: What others own and must survive too, by name. All are there before the state is
+            restored; a section that a checkpoint hasn't got stays as it is.
     """
 
     model: nn.Module
     optimizer: OptimizerManager
     learning_rate: LearningRateController
     kasmina: Kasmina
-    data: BatchStream
+    data: TrainingBatches
     watch: LossWatch
     seed: int
     engine: StepState = field(default_factory=StepState)
@@ -70,6 +76,9 @@ class TrainingState:
     last_loss_step: int = 0
     epoch_loss_sum: float = 0.0
     epoch_loss_count: int = 0
+    epochs_ended: int = 0
+    best_accuracy: float = 0.0
+    sections: dict[str, Section] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -82,11 +91,29 @@ class TrainingState:
         self.epoch_loss_sum += reading.loss
         self.epoch_loss_count += 1
 
-    def end_epoch_loss(self) -> float:
-        """The mean training loss of the epoch that ends here; the next one starts with nothing."""
+    @property
+    def epoch_ends(self) -> bool:
+        """Has the last batch of an epoch been trained on, and is its end still to be passed?"""
+        epoch, rest = divmod(self.data.position, self.data.steps_per_epoch)
+        return not rest and epoch > self.epochs_ended
+
+    def end_epoch(self) -> float:
+        """Pass the end of an epoch: its mean training loss. The next one starts with nothing."""
         mean = self.epoch_loss_sum / max(self.epoch_loss_count, 1)
         self.epoch_loss_sum, self.epoch_loss_count = 0.0, 0
+        self.epochs_ended = self.epoch
         return mean
+
+    def enter(self, position: int, timeline: int) -> None:
+        """Go on with the batch at a position on another timeline: after a rollback.
+
+        The mean loss of the epoch there counts from here on. Where the position is the end of an
+        epoch, that is still to be passed.
+        """
+        self.timeline = timeline
+        self.data.seek(position, timeline)
+        self.epoch_loss_sum, self.epoch_loss_count = 0.0, 0
+        self.epochs_ended = max(position - 1, 0) // self.data.steps_per_epoch
 
 
 def capture(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -112,7 +139,8 @@ def capture_into(state: TrainingState, buffers: TensorBuffers) -> dict[str, Any]
         The rest, JSON-able.
 
     Raises:
-        ValueError: A tensor has no plain bytes.
+        ValueError: A tensor has no plain bytes, or a section or loader holds what can't be saved.
+        JobError: The loader of the training data failed to tell its state.
     """
     tensors, meta = _survey(state)
     buffers.fill(tensors)
@@ -120,8 +148,11 @@ def capture_into(state: TrainingState, buffers: TensorBuffers) -> dict[str, Any]
 
 
 def state_bytes(state: TrainingState) -> int:
-    """The memory that a copy of the state takes."""
-    return needed_bytes(_survey(state)[0])
+    """About the memory that a copy of the state takes: without sections and loaders."""
+    optimizer_tensors, _ = state.optimizer.export()
+    generators, _ = _generators()
+    parts = (_model_tensors(state.model), optimizer_tensors, generators)
+    return sum(needed_bytes(part) for part in parts)
 
 
 def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -131,14 +162,23 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors.update({f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()})
     generators, generator_meta = _generators()
     tensors.update(generators)
+    data, data_tensors = pack(state.data.own_state(), "data")
+    tensors.update(data_tensors)
+    sections = {}
+    for name, section in state.sections.items():
+        value, section_tensors = pack(section.save(), f"section.{name}")
+        tensors.update(section_tensors)
+        sections[name] = {"version": section.version, "state": value}
     meta = {
         "step": state.step,
         "timeline": state.timeline,
         "seed": state.seed,
         "data_position": state.data.position,
+        "data": data,
         "optimizer": optimizer_meta,
         "learning_rate": state.learning_rate.state_dict(),
         "kasmina": state.kasmina.structure(),
+        "state_dict": plain_names(state.model),
         "watch": state.watch.state_dict(),
         "engine": state.engine.state_dict(),
         "breakers": state.breakers.state_dict(),
@@ -149,8 +189,11 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
             repr(state.epoch_loss_sum),
             state.epoch_loss_count,
         ],
+        "epochs_ended": state.epochs_ended,
+        "best_accuracy": state.best_accuracy,
         "mode": to_json(state.mode),
         "generators": generator_meta,
+        "sections": sections,
     }
     return tensors, meta
 
@@ -159,9 +202,12 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     """Make ``state`` what :func:`capture` saw, in place: structure first, then values.
 
     Raises:
-        StateMismatch: The saved state isn't of this model or optimizer; nothing was changed but
-            the structure of seeds.
+        StateMismatch: The saved state isn't of this model or optimizer, or has a section that isn't
+            known here or is of a newer program; nothing was changed but the structure of seeds.
+        JobError: The loader of the training data doesn't take its state back.
     """
+    sections = meta.get("sections", {})
+    _check_sections(state.sections, sections)
     state.kasmina.rebuild(meta["kasmina"])
     present = _model_tensors(state.model)
     saved = {
@@ -188,10 +234,17 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     last, last_step, total, count = meta["losses"]
     state.last_loss, state.last_loss_step = float(last), last_step
     state.epoch_loss_sum, state.epoch_loss_count = float(total), count
+    state.epochs_ended = meta["epochs_ended"]
+    state.best_accuracy = meta["best_accuracy"]
     state.mode.CopyFrom(from_json(meta["mode"], RunMode))
     state.step = meta["step"]
     state.timeline = meta["timeline"]
-    state.data.seek(meta["data_position"], state.timeline)
+    own = unpack(meta.get("data", {}), tensors)
+    state.data.restore(meta["data_position"], state.timeline, own)
+    for name, saved_section in sections.items():
+        value = unpack(saved_section["state"], tensors)
+        state.sections[name].load(value, saved_section["version"])
+    # Last: whatever was called before may have drawn.
     _restore_generators(tensors, meta["generators"])
 
 
@@ -217,6 +270,19 @@ def _check_fit(present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> No
             raise StateMismatch(
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)} in the saved state, "
                 f"{here.dtype} {tuple(here.shape)} in this model"
+            )
+
+
+def _check_sections(present: Mapping[str, Section], saved: Mapping[str, Any]) -> None:
+    for name, section in saved.items():
+        if name not in present:
+            raise StateMismatch(
+                f"the saved state has a section {name!r}; this run has {sorted(present)}"
+            )
+        if section["version"] > present[name].version:
+            raise StateMismatch(
+                f"the saved state's section {name!r} is of version {section['version']}; "
+                f"this program reads {present[name].version}"
             )
 
 
@@ -246,5 +312,7 @@ def _restore_generators(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) 
     keys = tensors["random.numpy"].numpy().view(np.uint32)
     np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
     for name, tensor in tensors.items():
-        if name.startswith("random.cuda.") and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensor.clone(), int(name.rpartition(".")[2]))
+        if name.startswith("random.cuda."):
+            index = int(name.rpartition(".")[2])
+            if index < torch.cuda.device_count():
+                torch.cuda.set_rng_state(tensor.clone(), index)

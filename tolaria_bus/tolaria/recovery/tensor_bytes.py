@@ -37,7 +37,11 @@ def tensor_bytes(name: str, tensor: Tensor) -> memoryview:
         ValueError: It has no plain bytes: sparse, quantised, or on the meta device.
     """
     check_plain(name, tensor)
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if plain.element_size() == 1:
+        # Float4 can't be copied while only deterministic algorithms are allowed; bytes can.
+        plain = plain.view(torch.uint8)
+    plain = plain.contiguous()
     return plain.reshape(-1).view(torch.uint8).numpy().data
 
 

@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import google_crc32c
 import orjson
@@ -25,10 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tolaria_bus.tolaria.recovery.tensor_bytes import dtype_name, dtype_of, tensor_bytes
-
-PIECE_BYTES = 1 << 20
-"""How much is copied, summed and written at a time."""
+from tolaria_bus.tolaria.recovery.disk_helper import Disk, Here
+from tolaria_bus.tolaria.recovery.tensor_bytes import check_plain, dtype_name, dtype_of
 
 _CODES = {
     torch.bool: "BOOL",
@@ -92,12 +90,17 @@ class TensorFile:
     tensors: tuple[TensorEntry, ...]
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    disk: Disk = Here(),  # noqa: B008 - has no state
+) -> TensorFile:
     """Write a new file of tensors and make its contents durable (``fsync``).
 
     Args:
         path: Where; nothing may be there.
         tensors: Of any dtype and stride, on any device. They must not change meanwhile.
+        disk: Does the writing.
 
     Raises:
         ValueError: A tensor can't be stored (sparse, quantised, meta), or has a reserved name.
@@ -110,6 +113,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
         tensor = tensors[name]
         if name == "__metadata__":
             raise ValueError(f"tensor {name!r}: the format keeps this name for itself")
+        check_plain(name, tensor)
         size = tensor.numel() * tensor.element_size()
         code = _CODES.get(tensor.dtype)
         header[name] = {
@@ -121,22 +125,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
     text = orjson.dumps(header)
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        sums = disk.write(fd, head, [(name, tensors[name]) for name in names])
+    finally:
+        os.close(fd)
     entries = {}
-    with path.open("xb", buffering=PIECE_BYTES) as file:
-        file.write(head)
-        for name in names:
-            tensor = tensors[name]
-            begin, end = header[name]["data_offsets"]
-            entries[name] = TensorEntry(
-                name=name,
-                dtype=dtype_name(tensor.dtype),
-                shape=tuple(tensor.shape),
-                offset=len(head) + begin,
-                bytes=end - begin,
-                crc32c=_write(file, tensor_bytes(name, tensor)),
-            )
-        file.flush()
-        os.fsync(file.fileno())
+    for name, crc in zip(names, sums, strict=True):
+        begin, end = header[name]["data_offsets"]
+        entries[name] = TensorEntry(
+            name=name,
+            dtype=dtype_name(tensors[name].dtype),
+            shape=tuple(tensors[name].shape),
+            offset=len(head) + begin,
+            bytes=end - begin,
+            crc32c=crc,
+        )
     return TensorFile(
         bytes=len(head) + offset,
         header_crc32c=google_crc32c.value(head),
@@ -144,23 +148,41 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
     )
 
 
-def check_tensors(path: Path, expected: TensorFile) -> None:
+def check_tensors(
+    path: Path,
+    expected: TensorFile,
+    disk: Disk = Here(),  # noqa: B008 - has no state
+) -> None:
     """Read a file and compare every byte of it, by CRC32C, with what was written.
+
+    Args:
+        path: The file.
+        expected: What was written.
+        disk: Does the reading.
 
     Raises:
         TensorsDamaged: It isn't the same.
         OSError: It can't be read.
     """
     check_size(path, expected)
-    with path.open("rb", buffering=PIECE_BYTES) as file:
-        begin = min((entry.offset for entry in expected.tensors), default=expected.bytes)
-        if _sum(file, begin) != expected.header_crc32c:
-            raise TensorsDamaged("corrupt", f"{path.name}: the header's CRC32C is wrong")
-        for entry in sorted(expected.tensors, key=lambda item: (item.offset, item.bytes)):
-            if file.tell() != entry.offset:
-                raise TensorsDamaged("corrupt", f"tensor {entry.name!r}: a hole before it")
-            if _sum(file, entry.bytes) != entry.crc32c:
-                raise TensorsDamaged("corrupt", f"tensor {entry.name!r}: its CRC32C is wrong")
+    entries = sorted(expected.tensors, key=lambda item: (item.offset, item.bytes))
+    end = begin = min((entry.offset for entry in entries), default=expected.bytes)
+    for entry in entries:
+        if entry.offset != end:
+            raise TensorsDamaged("corrupt", f"tensor {entry.name!r}: a hole before it")
+        end += entry.bytes
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head, *sums = disk.sum(fd, [begin, *(entry.bytes for entry in entries)])
+    except EOFError as error:
+        raise TensorsDamaged("torn", str(error)) from None
+    finally:
+        os.close(fd)
+    if head != expected.header_crc32c:
+        raise TensorsDamaged("corrupt", f"{path.name}: the header's CRC32C is wrong")
+    for entry, found in zip(entries, sums, strict=True):
+        if found != entry.crc32c:
+            raise TensorsDamaged("corrupt", f"tensor {entry.name!r}: its CRC32C is wrong")
 
 
 def check_size(path: Path, expected: TensorFile) -> None:
@@ -228,23 +250,3 @@ def entry_from_json(item: Mapping[str, Any]) -> TensorEntry:
 
 def _alignment(tensor: Tensor) -> int:
     return tensor.element_size() if tensor.dtype in _CODES else 1
-
-
-def _write(file: BinaryIO, data: memoryview) -> int:
-    crc = 0
-    for begin in range(0, len(data), PIECE_BYTES):
-        piece = bytes(data[begin : begin + PIECE_BYTES])
-        crc = google_crc32c.extend(crc, piece)
-        file.write(piece)
-    return crc
-
-
-def _sum(file: BinaryIO, size: int) -> int:
-    crc = 0
-    while size:
-        piece = file.read(min(size, PIECE_BYTES))
-        if not piece:
-            raise TensorsDamaged("torn", "the file ends too early")
-        crc = google_crc32c.extend(crc, piece)
-        size -= len(piece)
-    return crc

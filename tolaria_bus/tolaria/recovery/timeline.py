@@ -8,9 +8,12 @@ would have to do to get where this one is.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tolaria_bus.leyline import JournalRecord
+
+EFFECTS = frozenset({"intent", "decision", "cut"})
+"""Kinds of journal records that change a run; the others are notes."""
 
 
 class LivePath:
@@ -55,6 +58,24 @@ class LivePath:
             if record.HasField("cut")
         )
 
+    def arrival(self, step: int) -> int:
+        """What a run contains that arrives at a fence: the last record that changed it before.
+
+        Args:
+            step: Optimizer steps done at the fence; what was recorded there comes after arrival.
+
+        Returns:
+            The record's sequence, 0 if nothing changed the run before.
+        """
+        for record in reversed(self._records):
+            if record.step < step and record.WhichOneof("record") in EFFECTS:
+                return record.sequence
+        return 0
+
+    def cuts(self) -> list[JournalRecord]:
+        """The rollbacks that lie on the live path, oldest first."""
+        return [record for record in self._records if record.HasField("cut")]
+
     def __iter__(self) -> Iterator[JournalRecord]:
         """Live records, oldest first."""
         return iter(self._records)
@@ -67,3 +88,19 @@ class LivePath:
 def live(records: Iterable[JournalRecord]) -> list[JournalRecord]:
     """The records on the live path, oldest first: without those that a later cut undid."""
     return list(LivePath(records))
+
+
+def position_at(cuts: Sequence[JournalRecord], step: int, sequence: int | None = None) -> int:
+    """How many batches a run had drawn at a step of its live path.
+
+    Args:
+        cuts: The rollbacks on that path, oldest first.
+        step: Optimizer steps done.
+        sequence: The last record that the state contains; left out, it is the state in which the
+            run arrived there: a rollback to this very step comes after.
+    """
+    for record in reversed(cuts):
+        before = record.step < step if sequence is None else record.sequence <= sequence
+        if before:
+            return record.cut.data_position + step - record.cut.target_step
+    return step

@@ -1,4 +1,4 @@
-"""Logging of a worker: readable lines on a terminal, JSON lines in a container."""
+"""Logging of a worker or a supervisor: readable lines on a terminal, JSON lines in a container."""
 
 from __future__ import annotations
 

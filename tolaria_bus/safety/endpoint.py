@@ -1,6 +1,7 @@
-"""Metrics and health over HTTP, for whoever watches a worker from outside.
+"""Metrics and health over HTTP, for whoever watches a program from outside.
 
-``/metrics`` in Prometheus' text format; ``/healthz``: 200, or 503 with one line that says why.
+``/metrics`` in Prometheus' text format; ``/healthz`` (shall it be started again?) and ``/readyz``
+(does it do what it is for?): 200, or 503 with one line that says why.
 Served by a thread of its own: an event loop that stands still can't say so itself. It needs no
 password, so it listens to this machine alone unless told otherwise, and shows numbers and names
 of streams, nothing that was sent.
@@ -33,6 +34,7 @@ class Endpoint:
     Attributes:
         health: Says in one line why the program isn't healthy; nothing if it is. Called from
             several threads.
+        ready: Likewise why it doesn't do what it is for; by default what ``health`` says.
 
     Raises:
         OSError: It can't listen there.
@@ -40,6 +42,7 @@ class Endpoint:
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         self.health: Callable[[], str] = lambda: "starting"
+        self.ready: Callable[[], str] = lambda: self.health()
         self._registry = registry
         endpoint = self
 
@@ -75,11 +78,16 @@ class Endpoint:
             case "/metrics":
                 return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._registry)
             case "/healthz":
-                reason = self.health()
-                status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
-                return status, _PLAIN, f"{reason or 'ok'}\n".encode()
+                return _said(self.health())
+            case "/readyz":
+                return _said(self.ready())
             case _:
-                return HTTPStatus.NOT_FOUND, _PLAIN, b"there are /metrics and /healthz\n"
+                return HTTPStatus.NOT_FOUND, _PLAIN, b"there are /metrics, /healthz, /readyz\n"
+
+
+def _said(reason: str) -> tuple[HTTPStatus, str, bytes]:
+    status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+    return status, _PLAIN, f"{reason or 'ok'}\n".encode()
 
 
 class _Server(ThreadingHTTPServer):

@@ -1,0 +1,461 @@
+"""One run from its first life to its end: started, disturbed, killed, started again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.torture.damage import spoil, tear
+from infra.torture.nursery import Nursery
+from infra.torture.operator import Operator
+from infra.torture.orders import SAVED_EVERY, TRAPPED
+from infra.torture.server import Server
+from infra.torture.strikes import Eye, Strike, choose, wait_until
+from tolaria_bus.cli.failures import USER_ERROR
+from tolaria_bus.tolaria.recovery.journal import read_records
+from tolaria_bus.tolaria.recovery.ledger import CommandLedger
+
+LOOK = 0.0003
+"""Seconds between two looks at what the worker does."""
+LIMIT = 900.0
+"""Seconds that a run may take, kills and all; one that takes longer hangs."""
+MOST_SPARED = 2
+"""A command whose process was killed so often is let through: a third time it would be given up."""
+
+
+class Failed(Exception):
+    """The run did something that it must not do. One line."""
+
+
+@dataclass
+class Tally:
+    """What was done to one run.
+
+    Attributes:
+        kills: By place.
+        disturbances: What was done without killing, or to others than the worker.
+        damage: What was done to files of the dead.
+        recoveries: Lives that began where another had ended.
+        cold: Lives started by the command line itself, not by the nursery.
+        trapped: Deaths by a command.
+    """
+
+    kills: Counter[str] = field(default_factory=Counter)
+    disturbances: Counter[str] = field(default_factory=Counter)
+    damage: Counter[str] = field(default_factory=Counter)
+    recoveries: int = 0
+    cold: int = 0
+    trapped: int = 0
+
+
+@dataclass
+class Run:
+    """One run, as the command line knows it.
+
+    Attributes:
+        job: The job's name in :mod:`infra.torture.jobs`.
+        name: The run's id.
+        home: Holds its folder, its logs and its summary.
+        url: The server.
+        steps: Optimizer steps in all.
+        seed: Of the run.
+        environment: Variables of its workers.
+    """
+
+    job: str
+    name: str
+    home: Path
+    url: str
+    steps: int
+    seed: int
+    environment: dict[str, str]
+    life: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.home / "run"
+
+    @property
+    def said(self) -> Path:
+        """Where its workers note the alerts that they have queued."""
+        return self.home / "alerts.txt"
+
+    @property
+    def log(self) -> Path:
+        """What the present life prints."""
+        return self.home / f"life-{self.life:03d}.log"
+
+    def words(self) -> list[str]:
+        """Its command line."""
+        settings = (
+            "threads=1",
+            "lease_seconds=2",
+            f"checkpoint_every_steps={SAVED_EVERY}",
+            # No guard of times may fire: what it decides would be this run's alone.
+            "boundary_ms=10000",
+        )
+        words = ["worker", f"infra.torture.jobs:{self.job}", "--run", self.name]
+        words += ["--run-dir", str(self.folder), "--redis", self.url]
+        words += ["--steps", str(self.steps), "--seed", str(self.seed)]
+        for setting in settings:
+            words += ["--set", setting]
+        return [*words, "--summary", str(self.home / "summary.json")]
+
+    def summary(self) -> dict[str, Any]:
+        """What the newest life that came to an end by itself wrote."""
+        found: dict[str, Any] = json.loads((self.home / "summary.json").read_text())
+        return found
+
+    def replay_words(self) -> list[str]:
+        """The command line that does it again from its journal."""
+        words = ["run", f"infra.torture.jobs:{self.job}", "--replay", str(self.folder)]
+        return [*words, "--summary", str(self.home / "replayed.json")]
+
+    def ledger(self) -> CommandLedger:
+        """What its journal says of its commands."""
+        return CommandLedger(read_records(self.folder) if self.folder.is_dir() else ())
+
+
+class Lives:
+    """Lets a run live until it is finished.
+
+    Args:
+        run: Which.
+        nursery: Starts its workers.
+        operator: Steers it.
+        server: Its server.
+        kills: How often to kill it, 0 to leave it alone.
+        chance: Decides everything.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        nursery: Nursery,
+        operator: Operator,
+        server: Server,
+        *,
+        kills: int,
+        chance: random.Random,
+    ) -> None:
+        self.tally = Tally()
+        self._run = run
+        self._nursery = nursery
+        self._operator = operator
+        self._server = server
+        self._kills = kills
+        self._chance = chance
+        self._server_down = False
+        self._disk_full = False
+        self._end = time.monotonic() + LIMIT
+
+    def play(self) -> dict[str, Any]:
+        """Live to the end; the last life's summary.
+
+        Raises:
+            Failed: A life ended as none may, or the run hangs.
+        """
+        killed = False
+        while True:
+            if killed:
+                self._harm_files()
+            if self._server_down:
+                self._server.start()
+                self._server_down = False
+            code = self._live()
+            killed = code == -signal.SIGKILL
+            if code == 0:
+                summary = self._run.summary()
+                if summary["stopped_by"] == "finished":
+                    return summary
+                if summary["stopped_by"] != "command":
+                    raise Failed(f"a life was stopped by {summary['stopped_by']!r}")
+
+    # One life
+
+    def _live(self) -> int:
+        run, chance = self._run, self._chance
+        run.life += 1
+        self.tally.recoveries += run.folder.exists()
+        eye = Eye(run.folder)
+        spared = self._spared()
+        cold = self._kills > 0 and chance.random() < 0.02
+        worker = self._start_cold() if cold else self._start_warm()
+        self.tally.cold += cold
+        try:
+            if self._kills > self._killed and not spared:
+                self._torment(worker, eye)
+            elif spared:
+                self._let_through(worker, eye, spared)
+            self._wait(worker)
+            code = worker.reap()
+        except BaseException:
+            worker.signal(signal.SIGKILL)
+            worker.reap()
+            raise
+        finally:
+            worker.close()
+        return self._explained(code, worker)
+
+    def _torment(self, worker: Worker, eye: Eye) -> None:
+        """Disturb a worker, and in the end kill it; or it ends before."""
+        chance = self._chance
+        while not worker.ended:
+            strike = choose(chance, eye)
+            if not self._watch(worker, eye, strike):
+                return
+            if chance.random() < 0.25:
+                self._disturb(worker)
+                continue
+            self._kill(worker, strike.place)
+            return
+
+    def _kill(self, worker: Worker, place: str) -> None:
+        chance = self._chance
+        if chance.random() < 0.08:
+            worker.without_server = True
+            self._server.kill()
+            self._server_down = True
+            self.tally.disturbances["server killed with the worker"] += 1
+        if chance.random() < 0.1:
+            worker.signal(signal.SIGSTOP)
+            time.sleep(chance.uniform(0.0, 0.1))
+        if worker.ended:
+            return
+        worker.struck = True
+        worker.signal(signal.SIGKILL)
+        self.tally.kills[place] += 1
+
+    def _disturb(self, worker: Worker) -> None:
+        """What a worker has to live through."""
+        chance = self._chance
+        what = chance.choice(("server", "server", "freeze", "freeze server", "rival", "disk"))
+        if what == "server":
+            worker.without_server = True
+            self._server.kill()
+            time.sleep(chance.choice((0.0, 0.05, 0.3)))
+            self._server.start()
+            self.tally.disturbances["server killed"] += 1
+        elif what == "freeze":
+            worker.signal(signal.SIGSTOP)
+            # Now and then longer than its lease.
+            time.sleep(2.2 if chance.random() < 0.1 else chance.uniform(0.0, 0.3))
+            worker.signal(signal.SIGCONT)
+            self.tally.disturbances["worker stopped and continued"] += 1
+        elif what == "freeze server":
+            self._server.freeze()
+            time.sleep(chance.uniform(0.0, 0.3))
+            self._server.thaw()
+            self.tally.disturbances["server stopped and continued"] += 1
+        elif what == "rival":
+            self._rival(worker)
+        else:
+            self._fill_disk(worker)
+
+    def _rival(self, worker: Worker) -> None:
+        """A second worker of the same run: it must leave, and tell why."""
+        log = self._run.home / f"rival-{self._run.life:03d}.log"
+        if not self._has_lock(worker):
+            return
+        rival = self._nursery.start(
+            self._run.words(),
+            cwd=self._run.home,
+            log=log,
+            environment=self._run.environment,
+            said=self._run.said,
+        )
+        code = self._nursery.reap(rival)
+        if worker.ended:
+            return  # It may have been the run's only worker.
+        said = log.read_text()
+        if code != 2 or "in use" not in said:
+            raise Failed(f"a second worker ended with {code}: {said[-300:]}")
+        self.tally.disturbances["second worker turned away"] += 1
+
+    def _has_lock(self, worker: Worker) -> bool:
+        try:
+            return (self._run.folder / "lock").read_text().strip() == str(worker.pid)
+        except FileNotFoundError:
+            return False
+
+    def _fill_disk(self, worker: Worker) -> None:
+        """While the run is held: no file may grow any more. Then there is room again, or a kill."""
+        journal = self._run.folder / "journal-000001.log"
+        with self._operator.gate:
+            window = self._operator.held
+            if window is None or not window.disk_may_fill or not self._is_held(worker):
+                return
+            room = journal.stat().st_size + self._chance.randint(0, 400)
+            with contextlib.suppress(ProcessLookupError):
+                worker.limit_files(room)
+                self.tally.disturbances["disk full"] += 1
+                time.sleep(self._chance.uniform(0.1, 0.6))
+                if self._chance.random() < 0.4 and not worker.ended:
+                    worker.struck = True
+                    worker.signal(signal.SIGKILL)
+                    self.tally.kills["on a full disk"] += 1
+                else:
+                    worker.limit_files(resource.RLIM_INFINITY)
+
+    def _is_held(self, worker: Worker) -> bool:
+        """This very process says that it is held: no step and no checkpoint is under way."""
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end and not worker.ended:
+            status = self._operator.status()
+            if status.get("pid") == worker.pid and status.get("mode") in {"paused", "halted"}:
+                return not Eye(self._run.folder).saving()
+            time.sleep(0.02)
+        return False
+
+    def _let_through(self, worker: Worker, eye: Eye, spared: set[str]) -> None:
+        """Wait until commands that were struck twice have their RESULT."""
+        while spared and not worker.ended:
+            for record in eye.records():
+                if record.HasField("result"):
+                    spared.discard(record.result.command_id)
+            self._check_time()
+            time.sleep(LOOK)
+        if self._kills > self._killed:
+            self._torment(worker, eye)
+
+    def _watch(self, worker: Worker, eye: Eye, strike: Strike) -> bool:
+        """Wait for the moment of a strike; false if the worker ends before."""
+        end = time.monotonic() + strike.patience
+        while not strike.due(eye.records()):
+            if worker.ended:
+                return False
+            if time.monotonic() > end:
+                break
+            time.sleep(LOOK)
+        wait_until(time.monotonic() + strike.delay)
+        self._check_time()
+        return not worker.ended
+
+    def _wait(self, worker: Worker) -> None:
+        while not worker.ended_within(0.5):
+            self._check_time()
+
+    def _check_time(self) -> None:
+        if self._operator.failure:
+            raise Failed(f"the operator: {self._operator.failure}")
+        if time.monotonic() > self._end:
+            raise Failed(f"not finished within {LIMIT:g} s: {self._operator.status()}")
+
+    # Between two lives
+
+    def _harm_files(self) -> None:
+        chance = self._chance
+        if chance.random() < 0.25 and (done := tear(self._run.folder, chance)):
+            self.tally.damage[done] += 1
+        if chance.random() < 0.1 and (done := spoil(self._run.folder, chance)):
+            self.tally.damage[done] += 1
+
+    def _spared(self) -> set[str]:
+        """Commands that would be given up if the next life ended while they are executed."""
+        ledger = self._run.ledger()
+        return {
+            intent.command_id
+            for intent in ledger.unfinished()
+            if ledger.attempts(intent.command_id) >= MOST_SPARED
+            and not intent.command_id.startswith(TRAPPED)
+        }
+
+    def _explained(self, code: int, worker: Worker) -> int:
+        """An exit code that may be. Raises Failed."""
+        if code == 0 or (code == -signal.SIGKILL and worker.struck):
+            return code
+        ledger = self._run.ledger()
+        trapped = any(item.command_id.startswith(TRAPPED) for item in ledger.unfinished())
+        if code == -signal.SIGKILL and trapped:
+            self.tally.trapped += 1
+            return code
+        last = self._run.log.read_text().strip().rpartition("\n")[2]
+        if code == USER_ERROR and worker.without_server and last.startswith("tolaria-bus: server"):
+            self.tally.disturbances["left for want of a server"] += 1
+            return code
+        raise Failed(f"a life ended with {code} by itself, see {self._run.log}: {last[-200:]}")
+
+    @property
+    def _killed(self) -> int:
+        return self.tally.kills.total()
+
+    # Starting
+
+    def _start_warm(self) -> Worker:
+        run = self._run
+        pid = self._nursery.start(
+            run.words(), cwd=run.home, log=run.log, environment=run.environment, said=run.said
+        )
+        return Worker(pid, lambda: self._nursery.reap(pid))
+
+    def _start_cold(self) -> Worker:
+        run = self._run
+        with run.log.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tolaria_bus", *run.words()],
+                cwd=run.home,
+                env={**os.environ, **run.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return Worker(process.pid, process.wait)
+
+
+class Worker:
+    """One life.
+
+    Args:
+        pid: Its process, which stays its own until it is reaped.
+        reap: Waits for its end and returns its exit code.
+
+    Attributes:
+        struck: We have killed it.
+        without_server: Its server was away for a while.
+    """
+
+    def __init__(self, pid: int, reap: Any) -> None:
+        self.pid = pid
+        self.reap = reap
+        self.struck = False
+        self.without_server = False
+        self._fd = os.pidfd_open(pid)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+
+    @property
+    def ended(self) -> bool:
+        """It has ended, and may not be reaped yet."""
+        return self.ended_within(0.0)
+
+    def ended_within(self, seconds: float) -> bool:
+        """Wait for its end."""
+        return bool(self._poll.poll(seconds * 1000))
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, number)
+
+    def limit_files(self, size: int) -> None:
+        """Let no file of its own grow beyond a size."""
+        _, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, hard))
+
+    def close(self) -> None:
+        """Forget it."""
+        os.close(self._fd)
