@@ -29,7 +29,6 @@ DECIDES_WEIGHTS: Final = (
     "channels_last",
     "new_parameter_warmup_steps",
     "loss_spike_factor",
-    "new_parameter_warmup_steps",
 )
 """Settings that the same weights need the same values of; each start journals them."""
 
