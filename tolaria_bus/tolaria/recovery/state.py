@@ -234,8 +234,10 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     last, last_step, total, count = meta["losses"]
     state.last_loss, state.last_loss_step = float(last), last_step
     state.epoch_loss_sum, state.epoch_loss_count = float(total), count
-    state.epochs_ended = meta["epochs_ended"]
-    state.best_accuracy = meta["best_accuracy"]
+    # Older checkpoints don't say; at an epoch's end they were the last thing to be done.
+    passed = meta["data_position"] // state.data.steps_per_epoch
+    state.epochs_ended = meta.get("epochs_ended", passed)
+    state.best_accuracy = meta.get("best_accuracy", 0.0)
     state.mode.CopyFrom(from_json(meta["mode"], RunMode))
     state.step = meta["step"]
     state.timeline = meta["timeline"]
