@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from tolaria_bus.leyline import SystemStatePacket
 from tolaria_bus.leyline.codec import from_json, hyperparameters, shortest_float, to_json
 
-
 LARGEST = (2 - 2**-23) * 2.0**127  # IEEE 754, binary32
 
 
