@@ -29,6 +29,8 @@ from tolaria_bus.tolaria.recovery.ledger import CommandLedger
 
 LOOK = 0.0003
 """Seconds between two looks at what the worker does."""
+ROOM_FOR_WORDS = 10_000
+"""Bytes for a life's last words, such as a traceback."""
 LIMIT = 900.0
 """Seconds that a run may take, kills and all; one that takes longer hangs."""
 MOST_SPARED = 2
@@ -317,6 +319,8 @@ class Lives:
             if not self._disk_may_fill(worker):
                 return
             room = journal.stat().st_size + self._chance.randint(0, 400)
+            if room < self._run.log.stat().st_size + ROOM_FOR_WORDS:
+                return  # What it says goes into a file as well, and is to be read.
             with contextlib.suppress(ProcessLookupError):
                 worker.limit_files(room)
                 worker.without_disk = True

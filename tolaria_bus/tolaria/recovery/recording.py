@@ -83,8 +83,11 @@ class Recording:
         live = tuple(item for item in LivePath(records) if item.WhichOneof("record") in EFFECTS)
         cuts = [place for place, record in enumerate(records) if record.HasField("cut")]
         since = records[cuts[-1] if cuts else 0 :]
-        end = max(record.step for record in since)
+        # Where an earlier process got beyond its last record that changes anything, the next one
+        # didn't start from there.
+        newest = [record for record in since if record.sequence >= starts[-1].sequence]
         last_effect = live[-1].sequence if live else 0
+        end = max(record.step for record in (*newest, *live[-1:]))
         return cls(
             folder=folder,
             run=starts[-1].started.run_id,
