@@ -14,12 +14,12 @@ from bench import harness, report
 from bench.theirs import ENVIRONMENT
 
 SUBJECTS = (
-    "envelope", "capture", "snapshot", "checkpoint", "rebuild", "publish", "single", "consume",
-    "burst", "emergency", "hostile", "overhead", "rivals",
+    "envelope", "snapshot", "checkpoint", "recovery", "rebuild", "publish", "single", "consume",
+    "burst", "emergency", "hostile", "overhead", "rivals", "torture",
 )  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first.
 
-``rivals`` unasked only where its environment is.
+Unasked, ``rivals`` only where its environment is, and ``torture`` never: it takes long.
 """
 
 
@@ -28,7 +28,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
     asked = parser.parse_args().subjects or [
-        subject for subject in SUBJECTS if subject != "rivals" or ENVIRONMENT.exists()
+        subject
+        for subject in SUBJECTS
+        if subject != "torture" and (subject != "rivals" or ENVIRONMENT.exists())
     ]
     if unknown := sorted(set(asked) - set(SUBJECTS)):
         parser.error(f"unknown subject {unknown[0]!r}; there are {', '.join(SUBJECTS)}")

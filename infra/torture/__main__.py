@@ -36,7 +36,10 @@ def main() -> int:
     )
     began = time.monotonic()
     failures = _play(options, home, report)
-    report.close(time.monotonic() - began)
+    seconds = time.monotonic() - began
+    report.close(seconds)
+    if options.json is not None:
+        options.json.write_text(json.dumps(report.totals(seconds)))
     for failure in failures:
         console.print(failure, style="red", markup=False)
     if report.failed or failures:
@@ -109,6 +112,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, help="where runs are made; a short path [a temporary folder]"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the totals there")
     parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.kills < 1:

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ from tolaria_bus.oona.trust import KeyRing
 JOBS = {"digits": "SmallDigits", "bytes_lm": "SmallBytes"}
 KILLS = 25
 """Of one run, at most; then it goes on to its end."""
+FREELY = 3
+"""Every so manieth run is steered freely: it is compared with its replay alone."""
+ENDLESS = 1_000_000
+"""Steps of such a run, which ends by a STOP."""
 KEYS = "k1:c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
 
 
@@ -92,11 +96,17 @@ def play(
         step: From one run's number to the next one's.
         jobs: In turn, by number.
     """
-    os.environ["XDG_STATE_HOME"] = str(home / "state")
-    environment = {name: text for name, text in os.environ.items() if "TOLARIA" not in name}
-    environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    for name in [name for name in os.environ if "TOLARIA" in name]:
+        del os.environ[name]
+    os.environ |= {
+        "XDG_STATE_HOME": str(home / "state"),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        # Workers are started in folders of their own, and the job is here.
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     done, number = 0, first
-    with Nursery(environment) as nursery:
+    with Nursery() as nursery:
         while done < kills:
             round_ = _round(
                 home / f"{number:03d}",
@@ -120,7 +130,8 @@ def _round(
     chance = random.Random(f"{seed}/{number}")
     keys = chance.choice((KEYS, ""))
     script = write(f"{seed}/{number}/script", job, signed=bool(keys))
-    round_ = Round(number, job)
+    freely = number % (2 * FREELY) >= 2 * (FREELY - 1)
+    round_ = Round(number, f"{job}, freely" if freely else job)
 
     @contextmanager
     def lived(name: str, kills: int) -> Iterator[Finished]:
@@ -132,7 +143,7 @@ def _round(
                 name=f"r{number}",
                 home=home,
                 url=server.url,
-                steps=script.steps,
+                steps=ENDLESS if freely else script.steps,
                 seed=number,
                 environment={"TOLARIA_SIGNING_KEYS": keys} if keys else {},
             )
@@ -143,8 +154,9 @@ def _round(
                 KeyRing.parse(keys),
                 tortured=bool(kills),
                 chance=random.Random(chance.random()) if kills else None,
+                freely=freely,
             )
-            lives = Lives(run, nursery, operator, server, kills=kills, chance=chance)
+            lives = Lives(run, nursery, operator, server, kills=kills, chance=chance, freely=freely)
             if kills:
                 round_.tally, round_.sent = lives.tally, operator.sent
             operator.begin()
@@ -155,7 +167,9 @@ def _round(
                 operator.join()
 
     try:
-        with lived("whole", 0) as whole, lived("tortured", kills) as tortured:
+        with ExitStack() as stack:
+            whole = None if freely else stack.enter_context(lived("whole", 0))
+            tortured = stack.enter_context(lived("tortured", kills))
             round_.outcomes.update(
                 short_name(CommandStatus, outcome.status)
                 for outcome in tortured.operator.outcomes()

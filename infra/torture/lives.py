@@ -19,7 +19,7 @@ from typing import Any
 
 from infra.torture.damage import spoil, tear
 from infra.torture.nursery import Nursery
-from infra.torture.operator import Operator
+from infra.torture.operator import LAST, Operator
 from infra.torture.orders import SAVED_EVERY, TRAPPED
 from infra.torture.server import Server
 from infra.torture.strikes import Eye, Strike, choose, wait_until
@@ -29,6 +29,8 @@ from tolaria_bus.tolaria.recovery.ledger import CommandLedger
 
 LOOK = 0.0003
 """Seconds between two looks at what the worker does."""
+ROOM_FOR_WORDS = 10_000
+"""Bytes for a life's last words, such as a traceback."""
 LIMIT = 900.0
 """Seconds that a run may take, kills and all; one that takes longer hangs."""
 MOST_SPARED = 2
@@ -138,6 +140,8 @@ class Lives:
         operator: Steers it.
         server: Its server.
         kills: How often to kill it, 0 to leave it alone.
+        freely: It is steered freely: then it may also be asked to leave, and the disk may be full
+            at any time.
         chance: Decides everything.
     """
 
@@ -150,6 +154,7 @@ class Lives:
         *,
         kills: int,
         chance: random.Random,
+        freely: bool = False,
     ) -> None:
         self.tally = Tally()
         self._run = run
@@ -157,9 +162,9 @@ class Lives:
         self._operator = operator
         self._server = server
         self._kills = kills
+        self._freely = freely
         self._chance = chance
         self._server_down = False
-        self._disk_full = False
         self._end = time.monotonic() + LIMIT
 
     def play(self) -> dict[str, Any]:
@@ -179,10 +184,19 @@ class Lives:
             killed = code == -signal.SIGKILL
             if code == 0:
                 summary = self._run.summary()
-                if summary["stopped_by"] == "finished":
+                if summary["stopped_by"] == ("command" if self._freely else "finished") and (
+                    not self._freely or self._is_over()
+                ):
                     return summary
-                if summary["stopped_by"] != "command":
+                if summary["stopped_by"] not in self._may_stop_by:
                     raise Failed(f"a life was stopped by {summary['stopped_by']!r}")
+
+    @property
+    def _may_stop_by(self) -> set[str]:
+        return {"command", "signal"} if self._freely else {"command"}
+
+    def _is_over(self) -> bool:
+        return self._operator.over and self._run.ledger().finished(LAST) is not None
 
     # One life
 
@@ -242,7 +256,10 @@ class Lives:
     def _disturb(self, worker: Worker) -> None:
         """What a worker has to live through."""
         chance = self._chance
-        what = chance.choice(("server", "server", "freeze", "freeze server", "rival", "disk"))
+        what = chance.choice(
+            ("server", "server", "freeze", "freeze server", "rival", "disk")
+            + (("ask to leave", "disk") if self._freely else ())
+        )
         if what == "server":
             worker.without_server = True
             self._server.kill()
@@ -262,6 +279,10 @@ class Lives:
             self.tally.disturbances["server stopped and continued"] += 1
         elif what == "rival":
             self._rival(worker)
+        elif what == "ask to leave":
+            worker.asked_to_leave = True
+            worker.signal(signal.SIGTERM)
+            self.tally.disturbances["worker asked to leave"] += 1
         else:
             self._fill_disk(worker)
 
@@ -295,12 +316,14 @@ class Lives:
         """While the run is held: no file may grow any more. Then there is room again, or a kill."""
         journal = self._run.folder / "journal-000001.log"
         with self._operator.gate:
-            window = self._operator.held
-            if window is None or not window.disk_may_fill or not self._is_held(worker):
+            if not self._disk_may_fill(worker):
                 return
             room = journal.stat().st_size + self._chance.randint(0, 400)
+            if room < self._run.log.stat().st_size + ROOM_FOR_WORDS:
+                return  # What it says goes into a file as well, and is to be read.
             with contextlib.suppress(ProcessLookupError):
                 worker.limit_files(room)
+                worker.without_disk = True
                 self.tally.disturbances["disk full"] += 1
                 time.sleep(self._chance.uniform(0.1, 0.6))
                 if self._chance.random() < 0.4 and not worker.ended:
@@ -309,6 +332,13 @@ class Lives:
                     self.tally.kills["on a full disk"] += 1
                 else:
                     worker.limit_files(resource.RLIM_INFINITY)
+
+    def _disk_may_fill(self, worker: Worker) -> bool:
+        """Does nothing depend on it, but when things are done?"""
+        if self._freely:
+            return self._has_lock(worker)
+        window = self._operator.held
+        return window is not None and window.disk_may_fill and self._is_held(worker)
 
     def _is_held(self, worker: Worker) -> bool:
         """This very process says that it is held: no step and no checkpoint is under way."""
@@ -377,14 +407,20 @@ class Lives:
         """An exit code that may be. Raises Failed."""
         if code == 0 or (code == -signal.SIGKILL and worker.struck):
             return code
+        if code == -signal.SIGTERM and worker.asked_to_leave:
+            return code
         ledger = self._run.ledger()
         trapped = any(item.command_id.startswith(TRAPPED) for item in ledger.unfinished())
         if code == -signal.SIGKILL and trapped:
             self.tally.trapped += 1
             return code
-        last = self._run.log.read_text().strip().rpartition("\n")[2]
+        log = self._run.log.read_text() if self._run.log.exists() else ""
+        last = log.strip().rpartition("\n")[2]
         if code == USER_ERROR and worker.without_server and last.startswith("tolaria-bus: server"):
             self.tally.disturbances["left for want of a server"] += 1
+            return code
+        if code == USER_ERROR and self._freely and worker.without_disk and "File too large" in last:
+            self.tally.disturbances["left for want of room"] += 1
             return code
         raise Failed(f"a life ended with {code} by itself, see {self._run.log}: {last[-200:]}")
 
@@ -426,6 +462,8 @@ class Worker:
     Attributes:
         struck: We have killed it.
         without_server: Its server was away for a while.
+        without_disk: The disk was full for a while.
+        asked_to_leave: By a signal, which ends it at once where it has just begun to start.
     """
 
     def __init__(self, pid: int, reap: Any) -> None:
@@ -433,6 +471,8 @@ class Worker:
         self.reap = reap
         self.struck = False
         self.without_server = False
+        self.without_disk = False
+        self.asked_to_leave = False
         self._fd = os.pidfd_open(pid)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)

@@ -40,16 +40,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Nursery:
-    """The process that forks workers. A context manager; its children end with it.
+    """The process that forks workers. A context manager; its children end with it."""
 
-    Args:
-        environment: Of the process and its children.
-    """
-
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "infra.torture.nursery"],
-            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

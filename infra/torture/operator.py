@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import orjson
 import redis
 
-from infra.torture.orders import Order, Script, Way, Window, go_on, hold
+from infra.torture.orders import FIRST, INITIAL, Order, Script, Way, Window, go_on, hold, stop
 from tolaria_bus.leyline import (
     AdaptationCommand,
     BusEnvelope,
+    BusMessageType,
     CommandOutcome,
     CommandStatus,
     EmergencySignal,
@@ -27,6 +30,8 @@ from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
 
 SOURCE = "operator/torture"
+LAST = "stop-last"
+"""Id of the STOP that ends a run that is steered freely."""
 POLL = 0.02
 """Seconds between two looks at the outcomes, and before a server that is away is tried again."""
 
@@ -43,9 +48,13 @@ class Operator(threading.Thread):
         ring: Signs.
         tortured: Send also what only the tortured run gets.
         chance: For pauses between two orders; ``None``: no pauses.
+        freely: Hold the run at no step, and end it by a STOP: what takes effect where is then the
+            run's to say.
 
     Attributes:
         sent: Orders by kind.
+        entries_sent: Entries by the id of their command.
+        over: The last STOP is about to be sent.
         rubbish: How many entries nobody can use.
         gate: Held while the run is told to go on: who takes it keeps a held run held.
         failure: What ended the thread before its time, or empty.
@@ -60,9 +69,12 @@ class Operator(threading.Thread):
         *,
         tortured: bool,
         chance: random.Random | None = None,
+        freely: bool = False,
     ) -> None:
         super().__init__(name="operator", daemon=True)
         self.sent: Counter[str] = Counter()
+        self.entries_sent: Counter[str] = Counter()
+        self.over = False
         self.rubbish = 0
         self.gate = threading.Lock()
         self.failure = ""
@@ -74,9 +86,9 @@ class Operator(threading.Thread):
         self._tortured = tortured
         self._chance = chance
         self._window: Window | None = None
-        self._entries: Counter[str] = Counter()
+        self._freely = freely
         self._answers: Counter[str] = Counter()
-        self._applied: set[str] = set()
+        self._applied: dict[str, int] = {}
         self._read_to = "0"
         self._last_ms = 0
         self._left = threading.Event()
@@ -99,15 +111,10 @@ class Operator(threading.Thread):
     def run(self) -> None:
         """Send everything."""
         try:
-            for window in self._script.windows:
-                self._await(lambda window=window: window.held_by in self._applied)  # type: ignore[misc]
-                self._window = window
-                for order in window.orders:
-                    if self._tortured or not order.only_tortured:
-                        self._send_in_turn(order)
-                with self.gate:
-                    self._window = None
-                    self._send(go_on(f"go-on-{window.held_by}"))
+            if self._freely:
+                self._steer_freely()
+            else:
+                self._steer_by_the_step()
         except _Left:
             return
         except Exception as error:  # noqa: BLE001 - told by whoever waits for the run
@@ -134,6 +141,54 @@ class Operator(threading.Thread):
         groups: Any = self._retry(lambda: self._client.xinfo_groups(stream))
         return sum(int(group["pending"]) for group in groups)
 
+    # Steering
+
+    def _steer_by_the_step(self) -> None:
+        for window in self._script.windows:
+            self._await(lambda window=window: window.held_by in self._applied)  # type: ignore[misc]
+            if self._applied[window.held_by] > FIRST and window.held_by == INITIAL:
+                raise RuntimeError(f"the first PAUSE was read after step {FIRST}")
+            self._window = window
+            for order in window.orders:
+                if self._tortured or not order.only_tortured:
+                    self._send_in_turn(order)
+            with self.gate:
+                self._window = None
+                self._send(go_on(f"go-on-{window.held_by}"))
+
+    def _steer_freely(self) -> None:
+        chance = self._chance or random.Random(0)
+        numbers = itertools.count(1)
+        # On the streams that all runs share it hears nothing from before it was there.
+        self._await(lambda: INITIAL in self._applied)
+        for window in self._script.windows:
+            for order in window.orders:
+                self._send(self._soon(order, chance))
+                self._pause(chance.uniform(0.0, 0.2))
+                if chance.random() < 0.1:
+                    self._send(hold(f"hold-free-{next(numbers)}"))
+                if chance.random() < 0.5:
+                    self._send(go_on(f"go-on-{next(numbers)}"))
+        self._send(go_on("go-on-last"))
+        self._await(self._all_answered)
+        self._await(lambda: self.status().get("deferred") == [])
+        self.over = True
+        self._send(stop(LAST))
+
+    def _soon(self, order: Order, chance: random.Random) -> Order:
+        """The order with a step not far from where the run is."""
+        if order.kind == "refused" or not isinstance(order.message, AdaptationCommand):
+            return order
+        if "at_step" not in order.message.annotations:
+            return order
+        command = AdaptationCommand()
+        command.CopyFrom(order.message)
+        step = int(self.status().get("step", 0)) + chance.randint(0, 150)
+        command.annotations["at_step"] = str(step)
+        if chance.random() < 0.5:
+            command.annotations["late_ok"] = "true"
+        return replace(order, message=command)
+
     # Sending
 
     def _send_in_turn(self, order: Order) -> None:
@@ -154,10 +209,10 @@ class Operator(threading.Thread):
         message = order.message
         assert message is not None
         if isinstance(message, EmergencySignal):
-            self._entries[f"signal:{message.attributes['signal_id']}"] += 1
+            self.entries_sent[f"signal:{message.attributes['signal_id']}"] += 1
             self._signal(message)
             return
-        self._entries[message.command_id] += 1
+        self.entries_sent[message.command_id] += 1
         if order.way is Way.HAND:
             text = to_json(message)
             self._append(self._streams.control(self._run), {JSON: text.encode()})
@@ -208,7 +263,7 @@ class Operator(threading.Thread):
     # Waiting
 
     def _all_answered(self) -> bool:
-        return all(self._answers[name] >= count for name, count in self._entries.items())
+        return all(self._answers[name] >= count for name, count in self.entries_sent.items())
 
     def _await(self, there: Callable[[], bool]) -> None:
         patience = time.monotonic() + 1.0
@@ -221,9 +276,20 @@ class Operator(threading.Thread):
                 self._free()
 
     def _free(self) -> None:
-        """A run that halted by itself is told to go on: nobody else would."""
-        if self._window is None and self.status().get("mode") == "halted":
-            self._freed += 1
+        """A run that has halted by itself, and says so, is told to go on: nobody else would."""
+        mode = self.status().get("mode")
+        if self._freely and mode in {"paused", "halted"}:
+            self._send(go_on(f"free-{time.monotonic_ns()}"))
+        if self._freely or self._window is not None or mode != "halted":
+            return
+        halts = {
+            signal.reason
+            for _, fields in self.entries(self._streams.emergency)
+            if (signal := own_signal(fields, self._run)) is not None
+            and signal.reason.endswith("didn't help")
+        }
+        if len(halts) > self._freed:
+            self._freed = len(halts)
             self._send(go_on(f"free-{self._freed}"))
 
     def _read(self) -> None:
@@ -235,7 +301,7 @@ class Operator(threading.Thread):
                 outcome = _outcome(fields)
                 self._answers[outcome.command_id] += 1
                 if outcome.status == CommandStatus.COMMAND_STATUS_APPLIED:
-                    self._applied.add(outcome.command_id)
+                    self._applied.setdefault(outcome.command_id, outcome.step)
 
     def _pause(self, seconds: float) -> None:
         if self._left.wait(seconds):
@@ -251,6 +317,15 @@ class Operator(threading.Thread):
 
 class _Left(Exception):
     """The thread is to end."""
+
+
+def own_signal(fields: dict[bytes, bytes], run: str) -> EmergencySignal | None:
+    """The emergency signal that an entry holds, if the run itself has sent one there."""
+    envelope = _envelope(fields)
+    if envelope.message_type != BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL:
+        return None
+    signal = EmergencySignal.FromString(envelope.payload)
+    return signal if signal.run_id == run else None
 
 
 def _outcome(fields: dict[bytes, bytes]) -> CommandOutcome:

@@ -25,7 +25,7 @@ SPACING = 45
 WINDOWS = 4
 SAVED_EVERY = 20
 """Steps between two checkpoints, beside those at the end of each epoch."""
-FIRST = 25
+FIRST = 60
 """The first hold comes as soon as the worker reads it; it must be read before this step."""
 INITIAL = "hold-0"
 TRAPPED = "trap"
@@ -82,7 +82,7 @@ class Script:
     """All windows of a run, and how many steps it makes."""
 
     windows: tuple[Window, ...]
-    steps: int = SPACING * WINDOWS + 20
+    steps: int = FIRST + SPACING * WINDOWS + 20
 
 
 @dataclass
@@ -96,6 +96,7 @@ class _Writer:
     held_by: str = INITIAL
     step: int = 0
     seed: str = ""
+    stage: int = 0
     pinned: int = 0
     conservative: bool = False
     deferred: list[str] = field(default_factory=list)
@@ -103,7 +104,7 @@ class _Writer:
 
     def window(self, number: int) -> Window:
         low = max(self.step + 1, FIRST)
-        high = SPACING * (number + 1)
+        high = FIRST + SPACING * (number + 1)
         self.deferred = []
         # Distinct, with a few steps before the hold for what a spike needs to be seen.
         steps = sorted(self.chance.sample(range(low, high - 6), self.chance.randint(4, 7)))
@@ -135,16 +136,17 @@ class _Writer:
 
     def _later(self, step: int) -> Order:
         make = self.chance.choice(
-            [self._rate, self._rate, self._optimizer, self._seed, self._seed, self._rollback,
-             self._rollback, self._checkpoint, self._mode, self._rest, self._alarm]
+            [self._rate, self._rate, self._optimizer, self._seed, self._seed, self._seed,
+             self._seed, self._rollback, self._rollback, self._checkpoint, self._mode, self._rest,
+             self._alarm]
         )  # fmt: skip
         return make(step)
 
     def _now(self) -> Order:
         makers: list[Callable[[None], Order]] = [
-            self._rate, self._optimizer, self._seed, self._rollback, self._checkpoint, self._mode,
-            self._rest, self._refused, self._by_fleet, self._by_signal, self._by_hand,
-            self._rubbish,
+            self._rate, self._optimizer, self._seed, self._seed, self._rollback,
+            self._checkpoint, self._mode, self._rest, self._refused, self._by_fleet,
+            self._by_signal, self._by_hand, self._rubbish,
         ]  # fmt: skip
         return self.chance.choice(makers)(None)
 
@@ -187,14 +189,28 @@ class _Writer:
         )
 
     def _seed(self, step: int | None) -> Order:
-        if self.seed and self.chance.random() < 0.6:
-            values = {"targetSeedId": self.seed, "seedOperation": {"operation": "CULL"}}
+        if not self.seed or self.chance.random() < 0.1:
+            self.seed, self.stage = f"s{next(self.numbers)}", 0
+            return self._operate("GERMINATE", step, self.chance.choice(self.blueprints))
+        kind = self.chance.choices(("further", "CULL", "CANCEL", "any"), (65, 15, 10, 10))[0]
+        if kind in {"CULL", "CANCEL"}:
+            order = self._operate(kind, step)
             self.seed = ""
-            return self._make("cull", "SEED", step, values)
-        self.seed = f"s{next(self.numbers)}"
-        operation = {"operation": "GERMINATE", "blueprintId": self.chance.choice(self.blueprints)}
+            return order
+        if kind == "any" or self.stage >= len(LIFE):
+            return self._operate(self.chance.choice(LIFE), step)
+        self.stage += 1
+        return self._operate(LIFE[self.stage - 1], step)
+
+    def _operate(self, name: str, step: int | None, blueprint: str = "") -> Order:
+        operation: dict[str, Any] = {"operation": name, "blueprintId": blueprint}
+        if name == "START_GRAFTING":
+            operation["values"] = {"blend_steps": self.chance.randint(1, 12)}
+        elif name == "CULL":
+            operation["values"] = {"embargo_steps": self.chance.randint(0, 10)}
+        kind = f"seed {name.lower().replace('_', '-')}"
         return self._make(
-            "germinate", "SEED", step, {"targetSeedId": self.seed, "seedOperation": operation}
+            kind, "SEED", step, {"targetSeedId": self.seed, "seedOperation": operation}
         )
 
     def _rollback(self, step: int | None) -> Order:
@@ -284,6 +300,8 @@ BLUEPRINTS = {
     "bytes_lm": ("residual_mlp", "low_rank"),
 }
 """What can be grown, by job."""
+LIFE = ("START_TRAINING", "START_GRAFTING", "STABILIZE", "EVALUATE", "FINE_TUNE", "FOSSILIZE")
+"""Of a seed, once it is germinated."""
 REFUSED: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("LEARNING_RATE", {"learningRate": {"learningRate": -1}}, False),
     ("LEARNING_RATE", {}, False),
@@ -331,3 +349,11 @@ def go_on(name: str) -> Order:
         version=1, command_id=name, command_type=CommandType.COMMAND_RESUME, issued_by="torture"
     )
     return Order("resume", command)
+
+
+def stop(name: str) -> Order:
+    """A STOP that takes effect when it is read."""
+    command = AdaptationCommand(
+        version=1, command_id=name, command_type=CommandType.COMMAND_STOP, issued_by="torture"
+    )
+    return Order("stop", command)

@@ -46,6 +46,23 @@ class Report:
         if item.folder:
             self._console.print(f"    everything of it is in {item.folder}", highlight=False)
 
+    def totals(self, seconds: float) -> dict[str, float]:
+        """What it comes to, in numbers."""
+        tallies = [item.tally for item in self.rounds]
+        return {
+            "runs": len(self.rounds),
+            "kills": sum(tally.kills.total() for tally in tallies),
+            "trapped": sum(tally.trapped for tally in tallies),
+            "recoveries": sum(tally.recoveries for tally in tallies),
+            "cold": sum(tally.cold for tally in tallies),
+            "disturbances": sum(tally.disturbances.total() for tally in tallies),
+            "damage": sum(tally.damage.total() for tally in tallies),
+            "orders": sum(item.sent.total() for item in self.rounds),
+            "outcomes": sum(item.outcomes.total() for item in self.rounds),
+            "complaints": sum(len(item.complaints) for item in self.rounds),
+            "seconds": seconds,
+        }
+
     def close(self, seconds: float) -> None:
         """Show all of them together."""
         for title, first, counts in (
@@ -57,14 +74,11 @@ class Report:
         ):
             if counts:
                 self._console.print(_table(title, first, counts))
-        kills = sum(item.tally.kills.total() for item in self.rounds)
-        trapped = sum(item.tally.trapped for item in self.rounds)
-        recoveries = sum(item.tally.recoveries for item in self.rounds)
-        cold = sum(item.tally.cold for item in self.rounds)
+        total = self.totals(seconds)
         self._console.print(
-            f"{len(self.rounds)} runs, killed {kills} times and {trapped} times by a command that"
-            f" ends its process; {recoveries} recoveries, {cold} of all starts from a cold"
-            f" interpreter; {seconds:.0f} s",
+            f"{total['runs']} runs, killed {total['kills']} times and {total['trapped']} times by a"
+            f" command that ends its process; {total['recoveries']} recoveries, {total['cold']} of"
+            f" all starts from a cold interpreter; {seconds:.0f} s",
             highlight=False,
         )
         if self.failed:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.torture.lives import Run
-from infra.torture.operator import Operator
+from infra.torture.operator import Operator, own_signal
 from infra.torture.orders import INITIAL, TRAPPED
 from tolaria_bus.leyline import (
     BusEnvelope,
@@ -17,7 +17,6 @@ from tolaria_bus.leyline import (
     CommandOutcome,
     CommandStatus,
     EmergencyLevel,
-    EmergencySignal,
     TelemetryPacket,
 )
 from tolaria_bus.leyline.codec import short_name
@@ -26,11 +25,20 @@ from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointCorrupt, CheckpointStore
 from tolaria_bus.tolaria.recovery.journal import read_records
+from tolaria_bus.tolaria.recovery.ledger import ID_CONFLICT
+from tolaria_bus.tolaria.recovery.rollback import ACCURACY
 
 SAME = ("weights_sha256", "steps", "epochs", "timeline", "loss", "accuracy")
 """Of two summaries of the same script."""
 STREAMS = Streams()
 DEFERRED = CommandStatus.COMMAND_STATUS_DEFERRED
+FINAL = frozenset(
+    {
+        CommandStatus.COMMAND_STATUS_APPLIED,
+        CommandStatus.COMMAND_STATUS_REJECTED,
+        CommandStatus.COMMAND_STATUS_EXPIRED,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -42,23 +50,53 @@ class Finished:
     summary: dict[str, Any]
 
 
-def complaints(tortured: Finished, whole: Finished) -> list[str]:
+def complaints(tortured: Finished, whole: Finished | None) -> list[str]:
     """What is wrong, a line each; none if everything is as it must be.
 
     Args:
         tortured: The run that was killed.
-        whole: One with the same script that was not.
+        whole: One with the same script that was not; ``None`` if it was steered freely, so that no
+            other run has to come to the same.
     """
     return [
-        *_other_ends(tortured, whole),
-        *_other_outcomes(tortured, whole),
+        *([] if whole is None else _differences(tortured, whole)),
+        *_unanswered(tortured),
         *_repeated_outcomes(tortured),
         *_left_entries(tortured),
         *_lost_alerts(tortured),
-        *_other_signals(tortured, whole),
         *_wrong_journal(tortured),
         *_bad_files(tortured),
     ]
+
+
+def _differences(tortured: Finished, whole: Finished) -> Iterator[str]:
+    yield from _other_ends(tortured, whole)
+    yield from _other_outcomes(tortured, whole)
+    yield from _other_signals(tortured, whole)
+    yield from _left_waiting(tortured)
+
+
+def _left_waiting(tortured: Finished) -> Iterator[str]:
+    for deferred in tortured.run.ledger().deferred():
+        yield f"{deferred.command_id} still waits for step {deferred.at_step}"
+
+
+def _unanswered(tortured: Finished) -> Iterator[str]:
+    """Each command has one answer that counts; further entries with its id have one each."""
+    answers: Counter[str] = Counter()
+    repetitions: Counter[str] = Counter()
+    for outcome in tortured.operator.outcomes():
+        if outcome.code in {"duplicate", ID_CONFLICT}:
+            repetitions[outcome.command_id] += 1
+        elif outcome.status in FINAL:
+            answers[outcome.command_id] += 1
+    ledger = tortured.run.ledger()
+    for command_id, entries in tortured.operator.entries_sent.items():
+        expected = 1 if ledger.waiting(command_id) is None else 0
+        if answers[command_id] != expected:
+            yield f"{command_id} was answered {answers[command_id]} times for good"
+        if repetitions[command_id] != entries - 1:
+            yield f"{command_id} was sent {entries} times, {repetitions[command_id]} found repeated"
 
 
 def _other_ends(tortured: Finished, whole: Finished) -> Iterator[str]:
@@ -132,7 +170,8 @@ def _lost_alerts(tortured: Finished) -> Iterator[str]:
             yield f"alert {message_id} is on the emergency stream {count} times"
     for record in read_records(tortured.run.folder):
         if record.HasField("cut") and record.cut.cause != "command":
-            names[f"loss_{record.cut.cause}"] -= 1
+            cause = record.cut.cause
+            names["accuracy_collapsed" if cause == ACCURACY else f"loss_{cause}"] -= 1
     names["command_given_up"] -= tortured.operator.sent["trap"]
     for name, left in names.items():
         if left < 0:
@@ -151,11 +190,8 @@ def _signals(finished: Finished) -> Counter[str]:
     """The emergency signals of a run's own."""
     found: Counter[str] = Counter()
     for fields in _fields(finished, STREAMS.emergency):
-        envelope = _envelope(fields)
-        if envelope.message_type == BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL:
-            signal = EmergencySignal.FromString(envelope.payload)
-            if signal.run_id == finished.run.name:
-                found[f"{short_name(EmergencyLevel, signal.level)}: {signal.reason}"] += 1
+        if (signal := own_signal(fields, finished.run.name)) is not None:
+            found[f"{short_name(EmergencyLevel, signal.level)}: {signal.reason}"] += 1
     return found
 
 
@@ -178,9 +214,6 @@ def _wrong_journal(tortured: Finished) -> Iterator[str]:
     ledger = tortured.run.ledger()
     for intent in ledger.unfinished():
         yield f"{intent.command_id} was begun and never came to a result"
-    for deferred in ledger.deferred():
-        if deferred.at_step and deferred.at_step < tortured.run.steps:
-            yield f"{deferred.command_id} still waits for step {deferred.at_step}"
 
 
 def _bad_files(tortured: Finished) -> Iterator[str]:

@@ -42,7 +42,18 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_help_names_every_target_that_people_use() -> None:
     said = make("help").stdout
-    for target in ("demo", "test", "quick", "lint", "types", "bench", "rivals", "proto", "clean"):
+    for target in (
+        "demo",
+        "test",
+        "quick",
+        "lint",
+        "types",
+        "bench",
+        "torture",
+        "rivals",
+        "proto",
+        "clean",
+    ):
         assert f"make {target}\t" in said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ def test_killed_twenty_times_a_run_loses_nothing_and_does_nothing_twice() -> Non
     done = subprocess.run(
         # A seed of its own each time: what fails names it.
         [sys.executable, "-m", "infra.torture", "--kills", "20", "--lanes", "2"],
+        cwd=Path(__file__).parents[2],
         env=kept,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

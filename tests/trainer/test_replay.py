@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
-from tests.trainer.test_recovery import Explodes, FailsAtOutcome, Power, steer
+from tests.trainer.test_recovery import Explodes, FailsAtOutcome, FailsAtState, Power, steer
+from tests.trainer.test_seeds import Slotted, live
 from tolaria_bus.settings import load
 from tolaria_bus.tolaria.control.fence import Divergence
 from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
@@ -76,6 +78,25 @@ def test_it_needs_no_checkpoint_of_the_run(make_run, again: Again) -> None:
     assert again(run.path).run.weights_sha256 == recorded.weights_sha256
 
 
+def test_it_ends_where_the_run_stopped_though_a_process_that_died_had_got_further(
+    make_run, again: Again, tmp_path: Path
+) -> None:
+    run = make_run()
+    run.outbound = FailsAtState(Power(run.path, tmp_path / "copy"), 3)
+    run.train()
+    for path in (tmp_path / "copy" / "checkpoints").glob("step-*"):
+        if int(path.name.split("-")[1]) > STEPS_PER_EPOCH:
+            shutil.rmtree(path)
+    further = max(record.step for record in read_records(tmp_path / "copy"))
+    resumed = make_run("copy")
+    resumed.send('{"commandId": "s", "commandType": "STOP"}', at_step=STEPS_PER_EPOCH + 4)
+    stopped = resumed.train()
+    assert stopped.steps < further
+    repeated = again(resumed.path)
+    assert repeated.run.steps == stopped.steps
+    assert repeated.same_bits
+
+
 @pytest.mark.parametrize("nth", [1, 6, 7, 8, 9])
 def test_a_run_that_was_killed_ends_with_the_bits_of_its_uninterrupted_repetition(
     make_run, again: Again, tmp_path: Path, nth: int
@@ -117,6 +138,16 @@ def test_rollbacks_within_rollbacks_and_commands_of_one_step_are_followed(
     assert repeated.same_bits
     assert repeated.run.timeline == 4
     assert repeated.run.mode == "conservative"
+
+
+def test_seeds_are_led_through_their_life_again(make_run, again: Again) -> None:
+    run = make_run(job=Slotted())
+    live(run)
+    run.send('{"commandId": "back", "commandType": "ROLLBACK", "rollbackPayload": '
+             '{"target_step": 32}}', at_step=48)  # fmt: skip
+    recorded = run.train()
+    assert recorded.timeline == 2
+    assert again(run.path, job=Slotted()).same_bits
 
 
 def test_an_automatic_rollback_is_taken_from_the_journal_and_not_decided_again(

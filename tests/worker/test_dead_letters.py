@@ -15,6 +15,7 @@ from tests.worker.processes import JOB, Process, Terminal
 from tolaria_bus.leyline import AdaptationCommand, CommandOutcome, CommandStatus
 from tolaria_bus.leyline.codec import from_json, short_name
 from tolaria_bus.oona.by_hand import derived_id
+from tolaria_bus.oona.dead_letters import begun_key
 from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.sealing import seal
 from tolaria_bus.oona.streams import Streams
@@ -195,6 +196,33 @@ async def test_a_command_that_was_given_up_is_replayed_once_its_cause_is_mended(
         (tmp_path / "armed").unlink()
         await beside.call("dlq", "replay", letter["id"])
         await beside.next_is("x", "APPLIED")
+        await beside.finished()
+        assert await patient.xlen(DEAD) == 0
+
+
+@pytest.mark.slow
+async def test_an_entry_beside_a_command_that_kills_isnt_taken_for_the_killer(
+    tmp_path: Path, patient: Redis, redis_url: str
+) -> None:
+    terminal = Terminal(tmp_path, {"TOLARIA_SIGNING_KEYS": KEYS})
+    (tmp_path / "tiny.py").write_text(FUSED)
+    (tmp_path / "armed").touch()
+    beside = Beside(terminal, patient, redis_url, RING)
+    await beside.call("send", "optimizer", "weight_decay=0.2", "--id", "x", "--wait", "0")
+    with start(terminal, redis_url) as worker:
+        await ends(worker, 9)
+    # As if it had been about to be handed over each time that the other one killed.
+    innocent = from_json(LR, AdaptationCommand)
+    entry: Any = await patient.xadd(
+        CONTROL,
+        seal(innocent, stream=CONTROL, source="test", ring=RING),  # type: ignore[arg-type]
+    )
+    await patient.xreadgroup("tolaria", RUN, {CONTROL: ">"})
+    await patient.hset(begun_key(CONTROL, "tolaria"), entry.decode(), "2")
+    (tmp_path / "armed").unlink()
+    with start(terminal, redis_url):
+        await beside.next_is("x", "APPLIED")
+        await beside.next_is("c1", "APPLIED")
         await beside.finished()
         assert await patient.xlen(DEAD) == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Final
 
@@ -36,6 +38,8 @@ _KNOWN: Final = (
 )
 """Module and class. A module that isn't loaded can't have raised anything, so none is imported."""
 
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 
 def one_line(error: BaseException) -> str | None:
     """The line for an error that the user can mend, else ``None``: it is a fault of ours."""
@@ -44,6 +48,9 @@ def one_line(error: BaseException) -> str | None:
         if kind is not None and isinstance(error, kind):
             text = " ".join(str(error).split()) or type(error).__name__
             return f"server: {text}" if module == "redis.exceptions" else text
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return f"no room on the disk: {where}{os.strerror(error.errno)}"
     if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         return one_line(error.exceptions[0])
     return None

@@ -20,6 +20,7 @@ from tolaria_bus.leyline import MessagePriority
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer
 from tolaria_bus.oona.copies import Copies
+from tolaria_bus.oona.dead_letters import begun_key
 from tolaria_bus.oona.directory import beat, write_status
 from tolaria_bus.oona.metrics import stalled
 from tolaria_bus.oona.outbox import Outbox
@@ -258,7 +259,12 @@ class Bus:
         )
 
     async def _start_consumers(self) -> None:
+        # The last process died while a command was executed. Entries that it was just handing over
+        # then had no part in that, and must not be counted as killers beside the one that has.
+        explained = bool(self._folder.ledger.unfinished())
         for consumer in self._consumers:
+            if explained:
+                await self._client.delete(begun_key(consumer.stream, consumer.group))
             signals = consumer.stream == self._streams.emergency
             await consumer.prepare()
             handler = self._inbound.take_signal if signals else self._inbound.take_command

@@ -49,6 +49,7 @@ class Boundary:
     Attributes:
         validation_loss: Of the newest validation; NaN before the first.
         validation_accuracy: Likewise, 0 to 1; ``None`` where the job has no accuracy.
+        validated_at: Timeline and step of the newest validation in this process.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Boundary:
     ) -> None:
         self.validation_loss = float("nan")
         self.validation_accuracy: float | None = None
+        self.validated_at: tuple[int, int] | None = None
         self._run = run
         self._job = job
         self._state = state
@@ -149,6 +151,7 @@ class Boundary:
         if measured is None:
             return None
         self.validation_loss, self.validation_accuracy = measured
+        self.validated_at = self._state.timeline, self._state.step
         return measured.accuracy
 
     def assemble(self, epoch: int, training_loss: float) -> SystemStatePacket:
