@@ -14,7 +14,7 @@ from bench import harness, report
 from bench.theirs import ENVIRONMENT
 
 SUBJECTS = (
-    "envelope", "capture", "snapshot", "checkpoint", "rebuild", "publish", "single", "consume",
+    "envelope", "snapshot", "checkpoint", "recovery", "rebuild", "publish", "single", "consume",
     "burst", "emergency", "hostile", "overhead", "rivals", "torture",
 )  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first.

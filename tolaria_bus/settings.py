@@ -21,9 +21,14 @@ DECIDES_WEIGHTS: Final = (
     "device",
     "threads",
     "deterministic",
+    "compile",
+    "amp",
+    "tf32",
+    "accumulate",
+    "clip_norm",
+    "channels_last",
+    "new_parameter_warmup_steps",
     "loss_spike_factor",
-    "rollback_lr_factor",
-    "rollback_limit",
 )
 """Settings that the same weights need the same values of; each start journals them."""
 
@@ -116,6 +121,25 @@ class Settings(BaseSettings):
     )
 
     # The engine
+    compile: str = Field(
+        "off",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+        description="torch.compile: off, on, or a backend; eager again where it fails.",
+    )
+    amp: Literal["off", "auto", "bf16", "fp16"] = Field(
+        "off", description="Autocast: off, auto, bf16, fp16 (with a GradScaler)."
+    )
+    tf32: bool = Field(True, description="Multiply float32 in TF32, where the device can (CUDA).")
+    accumulate: int = Field(
+        1, ge=1, le=1_000_000, description="Batches whose gradients make one optimizer step."
+    )
+    clip_norm: float | None = Field(
+        None, gt=0.0, le=1e12, description="Gradients of a larger 2-norm are scaled down to it."
+    )
+    channels_last: bool = Field(False, description="Convolutions in channels-last format.")
+    activation_checkpointing: str = Field(
+        "", description="Modules (a glob of their names) that keep no activations."
+    )
     new_parameter_warmup_steps: int | None = Field(
         None,
         ge=0,

@@ -189,17 +189,19 @@ class Demo:
             Happened(
                 "rolled back by itself",
                 packet.global_step,
-                f"timeline {packet.timeline}, rates halved",
+                f"timeline {packet.timeline}, rates lowered",
                 self._watch.streams.telemetry(self.run),
                 "tail --telemetry",
             )
         )
+        # Where the newest good state holds the mistyped rate already, it goes back once more.
         back = self._watch.state(
-            "an epoch after the rollback", lambda state: state.timeline == packet.timeline
+            "an epoch after the rollback", lambda state: state.timeline >= packet.timeline
         )
         self._screen.note(
-            f"back to step {packet.global_step} on timeline {packet.timeline}, with half the"
-            f" rate; it trains on: epoch {back.current_epoch}, {back.validation_accuracy:.1%}"
+            f"back to step {packet.global_step} on timeline {packet.timeline}, with a lower"
+            f" rate; it trains on: epoch {back.current_epoch} on timeline {back.timeline},"
+            f" {back.validation_accuracy:.1%}"
         )
 
     def _stop(self, process: Background, alerts: Alerts) -> None:

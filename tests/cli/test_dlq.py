@@ -185,6 +185,25 @@ async def test_a_forged_entry_is_not_laundered(
     assert await ids(redis) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("dlq", "ls"), ("tail", "--no-follow"), ("send", "pause")],
+    ids=["dlq", "tail", "send"],
+)
+async def test_old_envelopes_without_their_secret_are_refused_in_one_line(
+    words: tuple[str, ...],
+    cli: Call,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("TOLARIA_COMPAT_ENVELOPES", "1")
+    monkeypatch.delenv("ESPER_LEYLINE_SECRET", raising=False)
+    ended = await cli(*words, "--redis", redis_url, "--run", "r")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "compat_envelopes" in ended.err
+    assert "ESPER_LEYLINE_SECRET" in ended.err
+
+
 async def test_resigning_needs_a_key(dlq: Call, redis: Redis):
     await dead_entry(redis, sealed(command("forged"), UNSIGNED), "signature")
     ended = await dlq("replay", "--all", "--resign")

@@ -72,7 +72,7 @@ def _bodies(records: list[Any]) -> list[dict[str, Any]]:
         (("--kind", "cut", "--kind", "started"), {"cut", "started"}),
         (("--command", "seed"), {"deferred", "intent", "attempt", "result"}),
         (("--steps", "19"), {"intent", "attempt", "result"}),
-        (("--steps", "33:40"), {"intent", "attempt", "result", "checkpoint"}),
+        (("--steps", "35:40"), {"intent", "attempt", "result"}),
         (("--steps", "33:40", "--live", "--kind", "intent"), set()),
         (("--steps", ":3"), {"started", "checkpoint", "deferred"}),
         (("--steps", "59:"), {"checkpoint", "stopped"}),

@@ -5,10 +5,10 @@ from google.protobuf import struct_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolaria_bus.leyline.codec import (
-    hyperparameters,
-    shortest_float,
-)
+from tolaria_bus.leyline import SystemStatePacket
+from tolaria_bus.leyline.codec import from_json, hyperparameters, shortest_float, to_json
+
+LARGEST = (2 - 2**-23) * 2.0**127  # IEEE 754, binary32
 
 
 def float32(value: float) -> float:
@@ -22,6 +22,13 @@ def test_a_float_of_the_wire_is_read_as_what_was_meant() -> None:
         assert shortest_float(float32(value)) == value
 
 
+def test_the_largest_float_stays_one_and_is_read_again_from_json() -> None:
+    for value in (LARGEST, -LARGEST):
+        assert shortest_float(value) == value
+        packet = SystemStatePacket(validation_loss=value)
+        assert from_json(to_json(packet), SystemStatePacket) == packet
+
+
 def test_what_is_no_float32_is_left_alone() -> None:
     for value in (0.1, 1e300, math.inf, -math.inf, math.pi):
         assert shortest_float(value) == value
@@ -33,6 +40,8 @@ def test_the_shortest_decimal_names_the_same_float32(value: float) -> None:
     short = shortest_float(value)
     if math.isfinite(value):
         assert float32(short) == value
+        assert abs(short) <= LARGEST
+    if abs(value) < LARGEST:
         assert len(repr(abs(short)).replace(".", "").lstrip("0").split("e")[0].rstrip("0")) <= 9
 
 

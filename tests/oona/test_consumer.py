@@ -30,17 +30,17 @@ SHARED = STREAMS.fleet_control
 async def test_entries_come_in_order_and_are_deleted_when_acknowledged(
     redis: Redis, redis_url: str
 ):
-    sent = [f"c{n}" for n in range(600)]
+    sent = [f"c{n}" for n in range(200)]
     for command_id in sent:
         await send(redis, CONTROL, command(command_id))
     inbox = Inbox(ack=True)
     async with consuming(redis_url, inbox) as running:
-        await inbox.wait_for(600)
+        await inbox.wait_for(200)
         await finished(redis)
         assert inbox.ids() == sent
         assert await redis.xlen(CONTROL) == 0
         assert len(running.in_flight) == 0
-        assert (running.handed_over, running.in_flight.acknowledged) == (600, 600)
+        assert (running.handed_over, running.in_flight.acknowledged) == (200, 200)
     first = inbox.received[0]
     assert (first.stream, first.group, first.deliveries) == (CONTROL, GROUP, 1)
     assert not first.redelivered

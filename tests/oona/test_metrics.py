@@ -279,7 +279,8 @@ async def test_a_server_that_hangs_is_no_read_loop_that_stands_still(tmp_path: P
     """It is seen as not connected instead."""
     events = Events()
     server = EmbeddedServer.start(tmp_path, "r")
-    async with consuming(server.url, Inbox(), on_event=events) as consumer:
+    reply = timedelta(seconds=1)
+    async with consuming(server.url, Inbox(), on_event=events, reply=reply) as consumer:
         scrape = Scrape(consumers=[consumer])
         os.kill(server.pid, signal.SIGSTOP)
         try:

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -292,4 +292,5 @@ class SpoolMachine(RuleBasedStateMachine):
             self.home.cleanup()
 
 
+SpoolMachine.TestCase.settings = settings(max_examples=40)
 TestSpoolMachine = SpoolMachine.TestCase

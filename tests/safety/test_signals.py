@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,19 @@ class Clock:
         return self.now
 
 
+@contextmanager
+def writer(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has written all that it will write, and waits."""
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"written\n"
+            yield process
+        finally:
+            process.kill()
+
+
 def view_of(folder: Path) -> SignalView:
     view = SignalView(folder)
     assert view.refresh()
@@ -47,37 +62,29 @@ def view_of(folder: Path) -> SignalView:
 
 
 def test_what_a_process_wrote_is_there_after_it_was_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"written\n"
-        with view_of(tmp_path) as view:
-            identity = view.identity
-            assert identity is not None
-            assert identity.pid == process.pid
-            assert identity.lives()
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert not identity.lives()
-            assert (view.step, view.made_a_step, view.phase) == (11, True, Phase.TRAINING)
-            assert view.state is WorkerState.RUNNING
-            (deadline,) = view.deadlines()
-            assert deadline.name == "rollback"
-            assert deadline.due_ns - deadline.began_ns == 250_000_000
-            assert [left.payload for left in view.unrelayed()] == [b"too hot"]
+    with writer(tmp_path) as process, view_of(tmp_path) as view:
+        identity = view.identity
+        assert identity is not None
+        assert identity.pid == process.pid
+        assert identity.lives()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not identity.lives()
+        assert (view.step, view.made_a_step, view.phase) == (11, True, Phase.TRAINING)
+        assert view.state is WorkerState.RUNNING
+        (deadline,) = view.deadlines()
+        assert deadline.name == "rollback"
+        assert deadline.due_ns - deadline.began_ns == 250_000_000
+        assert [left.payload for left in view.unrelayed()] == [b"too hot"]
 
 
 def test_a_process_that_is_dead_but_not_reaped_does_not_live(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        with view_of(tmp_path) as view:
-            identity = view.identity
-            assert identity is not None
-            process.kill()
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-            assert not identity.lives()
+    with writer(tmp_path) as process, view_of(tmp_path) as view:
+        identity = view.identity
+        assert identity is not None
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not identity.lives()
 
 
 def test_a_number_used_again_is_another_process(tmp_path: Path) -> None:

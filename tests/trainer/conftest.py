@@ -108,7 +108,7 @@ class Run:
 
     def train(self) -> RunSummary:
         """Train to the end in this thread."""
-        with closing(RunFolder.open(self.path)) as folder:
+        with closing(RunFolder.open(self.path, keep=self.settings.checkpoint_keep)) as folder:
             options: dict[str, Any] = {} if self.wall_ns is None else {"wall_ns": self.wall_ns}
             trainer = Trainer(
                 view(self.job), self.settings, "r", folder, self.mailbox, self.outbound, **options

@@ -27,8 +27,12 @@ class Power:
         self.copy = copy
 
     def fails(self) -> None:
-        if not self.copy.exists():
-            shutil.copytree(self.source, self.copy, ignore=shutil.ignore_patterns("*.tmp"))
+        while not self.copy.exists():
+            try:
+                shutil.copytree(self.source, self.copy, ignore=shutil.ignore_patterns("*.tmp"))
+            except (shutil.Error, FileNotFoundError):
+                # Retention took a checkpoint away meanwhile: such a disk has never been.
+                shutil.rmtree(self.copy, ignore_errors=True)
 
 
 class FailsAtOutcome(RecordingOutbound):

@@ -14,6 +14,7 @@ import torch
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tests.trainer.test_recovery import Explodes, FailsAtOutcome, FailsAtState, Power, steer
+from tests.trainer.test_seeds import Slotted, live
 from tolaria_bus.settings import load
 from tolaria_bus.tolaria.control.fence import Divergence
 from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
@@ -137,6 +138,16 @@ def test_rollbacks_within_rollbacks_and_commands_of_one_step_are_followed(
     assert repeated.same_bits
     assert repeated.run.timeline == 4
     assert repeated.run.mode == "conservative"
+
+
+def test_seeds_are_led_through_their_life_again(make_run, again: Again) -> None:
+    run = make_run(job=Slotted())
+    live(run)
+    run.send('{"commandId": "back", "commandType": "ROLLBACK", "rollbackPayload": '
+             '{"target_step": 32}}', at_step=48)  # fmt: skip
+    recorded = run.train()
+    assert recorded.timeline == 2
+    assert again(run.path, job=Slotted()).same_bits
 
 
 def test_an_automatic_rollback_is_taken_from_the_journal_and_not_decided_again(

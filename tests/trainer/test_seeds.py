@@ -244,3 +244,65 @@ class WrongKasmina(Moons):
 def test_what_cannot_be_a_slot_or_a_kasmina_is_refused_at_start(make_run, job, words) -> None:
     with pytest.raises(JobError, match=words):
         make_run(job=job()).train()
+
+
+class Plain(Moons):
+    """No slot on the way of the first layer's channels, so that they can be cut."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 2)
+        )
+
+
+def pruned(run: Run) -> None:
+    run.send(
+        """{"commandId": "prune", "commandType": "STRUCTURAL_PRUNING",
+        "structuralPruning": {"target": "0", "fraction": 0.25, "values": {"impact": 1000}}}""",
+        at_step=20,
+    )
+    run.send('{"commandId": "back", "commandType": "ROLLBACK"}', at_step=37)
+
+
+# At the prune's outcome, at the rollback's, and at ends of epochs before and behind the cut.
+@pytest.mark.parametrize("power", ["outcome-3", "outcome-4", "state-1", "state-2", "state-3"])
+def test_power_lost_around_a_pruning_ends_in_the_same_bits(make_run, tmp_path, power) -> None:
+    kind, nth = power.split("-")
+    fails = {"outcome": FailsAtOutcome, "state": FailsAtState}[kind]
+    run = make_run("run", job=Plain(), checkpoint_every_steps=7, checkpoint_keep=100)
+    run.outbound = fails(Power(run.path, tmp_path / "copy"), int(nth))
+    pruned(run)
+    check_resumed(make_run, run, pruned, Plain)
+    outcome = run.outcome("prune")
+    assert outcome.code == "ok"
+    assert (outcome.details["channels"], outcome.details["channels_removed"]) == (12, 4)
+    assert outcome.details["gate"] == "G4_SYSTEM_IMPACT"
+
+
+def test_a_rollback_to_before_a_pruning_gives_the_channels_back(make_run) -> None:
+    run = make_run(job=Plain())
+    pruned(run)
+    run.send(
+        """{"commandId": "whole", "commandType": "ROLLBACK",
+        "rollbackPayload": {"target_step": 16, "data": "replay"}}""",
+        at_step=40,
+    )
+    summary = run.train()
+    assert run.outcome("whole").code == "ok"
+    assert run.outcome("prune").code == "rolled_back"
+    plain = make_run("plain", job=Plain()).train()
+    assert summary.steps == plain.steps
+
+
+def test_a_pruning_that_cannot_be_done_is_rejected_saying_why(make_run) -> None:
+    run = make_run(job=Plain(), steps=10)
+    for name, target, fraction in [("a", "4", 0.5), ("b", "0", 1.5), ("c", "9", 0.5)]:
+        run.send(
+            f"""{{"commandId": "{name}", "commandType": "STRUCTURAL_PRUNING",
+            "structuralPruning": {{"target": "{target}", "fraction": {fraction}}}}}"""
+        )
+    run.train()
+    assert "go into output" in run.outcome("a").reason
+    assert "fraction is 1.5" in run.outcome("b").reason
+    assert "allowed: 0, 4" in run.outcome("c").reason
+    assert {run.outcome(name).code for name in "abc"} == {"bad_parameter"}

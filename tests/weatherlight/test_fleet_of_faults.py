@@ -23,14 +23,23 @@ from tolaria_bus.safety import SignalView, WorkerState
 JOBS = """
 import ctypes
 import threading
+import time
 from pathlib import Path
 from tiny import Tiny
+from tolaria_bus.safety import SignalView
+from tolaria_bus.tolaria.control import steering
 
+steering.FULL_SECONDS = 0.5  # A rollback has 12 s otherwise: nobody should wait for that here.
 ENDLESS = 1_000_000
 
 
 class Steady(Tiny):
     epochs = ENDLESS
+
+    def loss(self, model, batch):
+        # Two endless runs aren't to take the machine from the others.
+        time.sleep(0.005)
+        return super().loss(model, batch)
 
 
 class Stuck(Tiny):
@@ -57,6 +66,18 @@ class Grip(Tiny):
         return super().loss(model, batch)
 
 
+class Rolls(Tiny):
+    # Hangs for good in the steps that a rollback runs again.
+    epochs = ENDLESS
+
+    def loss(self, model, batch):
+        with SignalView(Path("runs/rolls")) as view:
+            view.refresh()
+            if view.deadlines():
+                ctypes.PyDLL(None).sleep(3600)
+        return super().loss(model, batch)
+
+
 class Bad(Tiny):
     def loss(self, model, batch):
         raise ValueError("this loss never works")
@@ -65,6 +86,9 @@ FLEET = """
 [settings]
 hang_seconds = 4
 restart_seconds = 0.1
+# An endless run learns its few samples by heart; then the next odd batch looks like a spike.
+loss_spike_factor = 1000000
+accuracy_collapse_factor = 0
 threads = 1
 
 [[worker]]
@@ -84,6 +108,16 @@ run = "stuck"
 job = "faulty.py:Grip"
 run = "grip"
 settings = { restart_limit = 0 }
+
+[[worker]]
+job = "faulty.py:Rolls"
+run = "rolls"
+
+[worker.settings]
+restart_limit = 0
+snapshot_every_steps = 7
+snapshot_keep = 1
+snapshot_at_epochs = false
 
 [[worker]]
 job = "faulty.py:Bad"
@@ -136,6 +170,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, state_home: None) -> Iterato
     with EmbeddedServer.start(folder / "server", "fleet") as server:
         words = ("--fleet", "fleet.toml", "--redis", server.url, "--port", "0")
         full = ("--set", "disk_alert=0.000001")
+        # To a state that isn't in memory any more: from the checkpoint before it, over its steps.
+        rollback = ("rollback", "--to-step", "57", "--at-step", "130", "--wait", "0")
+        terminal.run("send", *rollback, "--run", "rolls", "--redis", server.url)
         with terminal.start("weatherlight", *words, *full) as process:
             process.says("/metrics")
             yield Fleet(terminal, server.url, process)
@@ -173,6 +210,19 @@ async def test_a_worker_whose_interpreter_is_locked_is_found_and_shown_too(
     (hung,) = await wait_for(lambda: alerts(stream, "grip", "worker_hung"))
     assert hung.attributes["cause"] == "event loop"
     assert re.search(r'faulty\.py", line \d+ in loss', hung.attributes["stack"])
+
+
+@pytest.mark.slow
+async def test_a_rollback_that_hangs_is_told_by_the_supervisor_on_both_streams(
+    fleet: Fleet, stream: Redis
+) -> None:
+    (overrun,) = await wait_for(lambda: alerts(stream, "rolls", "deadline_overrun"))
+    assert overrun.level == TelemetryLevel.TELEMETRY_LEVEL_CRITICAL
+    assert overrun.attributes["deadline"] == "rollback"
+    (started,) = await noted(stream, "rolls", "worker_started")
+    assert overrun.attributes["pid"] == started.attributes["pid"]
+    (also,) = await wait_for(lambda: noted(stream, "rolls", "deadline_overrun"))
+    assert also.attributes == overrun.attributes
 
 
 @pytest.mark.slow

@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
-from tolaria_bus.weatherlight.gpus import NoGpus, gpus
+from tests.weatherlight.streams import STREAMS, alerts, wait_for
+from tolaria_bus.oona.alone import open_publisher
+from tolaria_bus.weatherlight.gpus import Gpu, NoGpus, gpus
+from tolaria_bus.weatherlight.machine import MachineWatch
 from tolaria_bus.weatherlight.resources import Reading, Watermarks, disks, memory
+from tolaria_bus.weatherlight.telling import Teller
 
 
 def used(percent: float, what: str = "") -> Reading:
@@ -46,3 +51,27 @@ def test_a_container_with_less_memory_than_its_machine_is_what_counts(tmp_path: 
 def test_without_a_gpu_it_is_said_why_there_is_none_to_watch() -> None:
     with pytest.raises(NoGpus, match=r"nvidia-ml-py|driver"), gpus():
         pass
+
+
+async def test_a_gpu_that_is_full_or_hot_is_told_once_until_it_was_better(
+    redis: Redis, redis_url: str
+) -> None:
+    def gpu(celsius: float) -> Gpu:
+        memory = Reading("gpu_memory", "gpu0", 96, 100)
+        return Gpu("gpu0", memory, celsius, slow_down_celsius=87, utilization=1.0)
+
+    async with open_publisher(redis_url, source="weatherlight/test") as publisher:
+        watch = MachineWatch([], Teller(publisher, STREAMS), memory_limit=0.9, disk_limit=0.9)
+        for celsius in (60, 83, 84, 80, 83):
+            watch.gpus = [gpu(celsius)]
+            watch.readings = [watch.gpus[0].memory]
+            watch.judge()
+        (hot,) = await wait_for(lambda: alerts(redis, "", "gpu_hot"))
+        assert "83 °C" in hot.description
+        (full,) = await alerts(redis, "", "gpu_memory_low")
+        assert "96% used" in full.description
+        watch.gpus = [gpu(70)]
+        watch.judge()
+        watch.gpus = [gpu(90)]
+        watch.judge()
+    assert len(await alerts(redis, "", "gpu_hot")) == 2

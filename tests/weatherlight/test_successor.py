@@ -45,12 +45,17 @@ async def test_a_killed_supervisor_costs_its_workers_nothing_and_the_next_adopts
                 await wait_for(gone_on)
                 with terminal.start(*words) as second:
                     second.says("worker_adopted")
+                    second.signal(signal.SIGHUP)
+                    second.ends(0)
+                assert identity.lives()
+                with terminal.start(*words) as third:
+                    third.says("worker_adopted")
                     async with connect(redis_url, name="tests") as redis:
-                        (adopted,) = await wait_for(lambda: noted(redis, RUN, "worker_adopted"))
-                        assert adopted.attributes["pid"] == str(identity.pid)
+                        for adopted in await wait_for(lambda: noted(redis, RUN, "worker_adopted")):
+                            assert adopted.attributes["pid"] == str(identity.pid)
                         assert view.identity == identity
-                        second.signal(signal.SIGTERM)
-                        second.ends(0)
+                        third.signal(signal.SIGTERM)
+                        third.ends(0)
                         assert view.state is WorkerState.STOPPED
                         assert not identity.lives()
                         assert await noted(redis, RUN, "worker_stopped")

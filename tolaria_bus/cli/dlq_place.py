@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,14 +14,14 @@ from redis.asyncio import Redis
 
 from tolaria_bus.cli.follow import reach
 from tolaria_bus.cli.locate import Asked, Place, locate, only_run
-from tolaria_bus.cli.opening import COMPAT_SECRET, key_ring
+from tolaria_bus.cli.opening import compat_secret, key_ring
 from tolaria_bus.cli.who import known_runs, live_runs
 from tolaria_bus.cli.words import ComposeError
 from tolaria_bus.oona.examining import Examiner
 from tolaria_bus.oona.letters import Found, LetterBox
 from tolaria_bus.oona.trust import KeyRing, parse_entry_id
 from tolaria_bus.oona.where import Where
-from tolaria_bus.settings import Settings, load
+from tolaria_bus.settings import load
 
 _AGE: Final = re.compile(r"(\d{1,6})([smhd])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -162,7 +161,7 @@ async def opened(choice: Choice) -> AsyncIterator[Opened]:
     settings, _ = load()
     place = locate(choice.asked, settings)
     ring = key_ring(settings)
-    examiner = Examiner(ring, _compat(settings))
+    examiner = Examiner(ring, compat_secret(settings))
     async with reach(place.url, name="tolaria-dlq") as client:
         keys = await _streams(client, place, choice.which)
         boxes = [LetterBox(client, key, examiner) for key in keys]
@@ -203,8 +202,3 @@ def _since(text: str | None) -> str | timedelta | None:
     except ValueError:
         raise ComposeError(f"--since {text}: must be a letter's id, or an age as 30m") from None
     return text
-
-
-def _compat(settings: Settings) -> bytes | None:
-    secret = os.environ.get(COMPAT_SECRET) if settings.compat_envelopes else None
-    return secret.encode() if secret else None

@@ -28,6 +28,23 @@ def key_ring(settings: Settings) -> KeyRing:
         raise SettingError(f"setting signing_keys: {error}") from None
 
 
+def compat_secret(settings: Settings) -> bytes | None:
+    """Return the secret of envelopes with fields 1 to 3; ``None`` where those aren't read.
+
+    Raises:
+        SettingError: They are to be, and there is none.
+    """
+    if not settings.compat_envelopes:
+        return None
+    secret = os.environ.get(COMPAT_SECRET, "")
+    if not secret:
+        raise SettingError(
+            f"setting compat_envelopes = True: {COMPAT_SECRET} is not set in the environment; "
+            "it is the secret that those envelopes are signed with"
+        )
+    return secret.encode()
+
+
 class Reader:
     """Opens entries with the keys there are; nonces aren't checked, a replay only shows twice."""
 
@@ -40,10 +57,9 @@ class Reader:
         """Return a reader with the keys of the settings.
 
         Raises:
-            SettingError: A key is malformed.
+            SettingError: A key is malformed, or the secret of old envelopes isn't there.
         """
-        secret = os.environ.get(COMPAT_SECRET) if settings.compat_envelopes else None
-        return cls(key_ring(settings), secret.encode() if secret else None)
+        return cls(key_ring(settings), compat_secret(settings))
 
     def read(self, stream: str, entry_id: str, fields: Mapping[bytes, bytes] | None) -> Shown:
         """Open one entry; whatever it holds, something is returned that can be shown."""

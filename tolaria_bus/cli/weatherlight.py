@@ -22,7 +22,7 @@ class WorkerLogs(StrEnum):
 def weatherlight(
     jobs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[JOB]...", show_default=False, help="A worker for each."),
+        typer.Argument(metavar="JOB", show_default=False, help="A worker for each."),
     ] = None,
     fleet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="More workers, in TOML; see the docs.")

@@ -11,6 +11,7 @@ from tolaria_bus.kasmina.operations import Moment
 from tolaria_bus.kasmina.parameters import Parameter
 from tolaria_bus.kasmina.places import SlotShape
 from tolaria_bus.kasmina.protocol import Kasmina
+from tolaria_bus.kasmina.pruning import Pruned, PruningPlan
 from tolaria_bus.kasmina.records import (
     Germinated,
     GerminationPlan,
@@ -34,6 +35,8 @@ __all__ = [
     "Moment",
     "OperationPlan",
     "Parameter",
+    "Pruned",
+    "PruningPlan",
     "Rebuilt",
     "Registry",
     "SeedRefused",

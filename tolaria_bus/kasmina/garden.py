@@ -23,8 +23,9 @@ from tolaria_bus.kasmina.gates import GateReading, Limits
 from tolaria_bus.kasmina.lifecycle import TRANSITIONS, operation_name, refuse
 from tolaria_bus.kasmina.measuring import measure
 from tolaria_bus.kasmina.operations import Moment
-from tolaria_bus.kasmina.places import Places, SlotShape
+from tolaria_bus.kasmina.places import BehindModule, Places, SlotShape
 from tolaria_bus.kasmina.planting import Planting, first_free, free
+from tolaria_bus.kasmina.pruning import Pruned, PruningPlan, Shapes
 from tolaria_bus.kasmina.records import (
     Germinated,
     GerminationPlan,
@@ -76,6 +77,7 @@ class Garden:
         self._model = model
         self._limits = limits or Limits()
         self._places = Places(model, slots)
+        self._shapes = Shapes(model)
         self._planting = Planting(model, self._places, self._limits)
         self.registry = self._planting.registry
         self._seeds: dict[str, SeedRecord] = {}
@@ -284,6 +286,38 @@ class Garden:
                 self._pass(record, Stage.SEED_STAGE_TERMINATED, None, passed)
         return tuple(passed)
 
+    # Pruning
+
+    def plan_prune(
+        self, target: str, fraction: float, values: Mapping[str, Any] | None = None
+    ) -> PruningPlan:
+        """Judge the removal of a layer's least important output channels; nothing changes.
+
+        Args:
+            target: Path of a ``Conv2d`` or ``Linear``.
+            fraction: Of its channels.
+            values: ``impact``: by what share the held-out loss may be higher afterwards.
+
+        Raises:
+            SeedRefused: ``bad_parameter``.
+        """
+        seeds = {
+            place.path: seed.seed_id
+            for seed in self._seeds.values()
+            if seed.grows and isinstance(place := self._places.at(seed.slot), BehindModule)
+        }
+        return self._shapes.plan(target, fraction, values or {}, seeds)
+
+    def prune(self, plan: PruningPlan, moment: Moment) -> Pruned:
+        """Measure gate G4, then remove the channels and all that they go into.
+
+        Raises:
+            SeedRefused: ``gate_failed``; nothing has changed.
+        """
+        done = self._shapes.prune(plan, moment)
+        self._places.look_again()
+        return done
+
     # Telling
 
     def task_weights(self) -> dict[str, float]:
@@ -316,6 +350,7 @@ class Garden:
         return {
             "version": _STRUCTURE_VERSION,
             "seeds": [self._written(record).to_json() for record in self._seeds.values()],
+            "shapes": self._shapes.written(),
         }
 
     def rebuild(self, structure: Mapping[str, Any]) -> Rebuilt:
@@ -336,6 +371,8 @@ class Garden:
                 f"allowed: at most {_STRUCTURE_VERSION}"
             )
         records = [SeedRecord.from_json(entry) for entry in structure["seeds"]]
+        self._shapes.rebuild(structure.get("shapes", {}))
+        self._places.look_again()
         wanted = {record.seed_id: record for record in records}
         for seed in wanted.values():
             self._places.at(seed.slot)

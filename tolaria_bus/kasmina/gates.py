@@ -181,19 +181,22 @@ def interface(passes: Iterable[tuple[Tensor, Tensor]], limits: Limits) -> GateRe
     return GateReading(gate, measures, why)
 
 
-def system_impact(with_seed: float, without: float, limits: Limits) -> GateReading:
+def system_impact(
+    with_seed: float, without: float, limits: Limits, *, what: str = "the seed"
+) -> GateReading:
     """G4, into FOSSILIZED: the model is better with the seed than without, on held-out data.
 
     ``loss_with`` and ``loss_without``: the held-out loss of the model as it is, and with the slot
     passing its input through; ``impact`` = (with - without) / |without|, at most the limit.
+    Pruning is judged in the same way: with and without the removal.
     """
     impact = (with_seed - without) / max(abs(without), 1e-12)
     measures = {"loss_with": with_seed, "loss_without": without, "impact": impact}
     why = ""
     if not impact <= limits.impact:
         why = (
-            f"the held-out loss is {with_seed:g} with the seed and {without:g} without it; "
-            f"allowed: higher by {limits.impact:.0%}"
+            f"the held-out loss is {with_seed:g} with {what} and {without:g} without it; "
+            f"allowed: higher by {limits.impact:.3g} of that"
         )
     return GateReading(Gate.SEED_GATE_G4_SYSTEM_IMPACT, measures, why)
 

@@ -65,13 +65,14 @@ class InSlot:
 
 
 class BehindModule:
-    """A place behind a module of the model; ``host`` is that module."""
+    """A place behind a module of the model: ``host``, at ``path``."""
 
     def __init__(self, name: str, path: str, host: nn.Module, shape: SlotShape) -> None:
         self.name = name
         self.kind, self.features = shape
         self.prefix = f"{path}.{HOOKED_CHILD}"
         self.host: nn.Module | None = host
+        self.path = path
         self._module = host
         self._graft: Graft | None = None
         self._handle: RemovableHandle | None = None
@@ -153,6 +154,7 @@ class Places:
             if isinstance(module, SeedSlot)
         }
         shapes = declared if isinstance(declared, Mapping) else dict.fromkeys(declared)
+        self._told = {name for name, shape in shapes.items() if shape is not None}
         for name, shape in shapes.items():
             try:
                 self._places[name] = self._behind(name, _checked(name, shape))
@@ -172,6 +174,12 @@ class Places:
         if name not in self._places:
             self._places[name] = self._behind(name, None)
         return self._places[name]
+
+    def look_again(self) -> None:
+        """Modules may have become narrower: ask those again that told their own shape."""
+        for name, place in list(self._places.items()):
+            if isinstance(place, BehindModule) and place.seed is None and name not in self._told:
+                self._places[name] = self._behind(name, None)
 
     def _behind(self, name: str, shape: SlotShape | None) -> BehindModule:
         try:

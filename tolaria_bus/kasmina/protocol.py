@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from tolaria_bus.kasmina.operations import Moment
+from tolaria_bus.kasmina.pruning import Pruned, PruningPlan
 from tolaria_bus.kasmina.records import (
     Germinated,
     GerminationPlan,
@@ -72,6 +73,14 @@ class Kasmina(Protocol):
 
     def operate(self, plan: OperationPlan, moment: Moment) -> Transition:
         """Measure the gate, then do what was planned."""
+
+    def plan_prune(
+        self, target: str, fraction: float, values: Mapping[str, Any] | None = None
+    ) -> PruningPlan:
+        """Judge the removal of a layer's output channels."""
+
+    def prune(self, plan: PruningPlan, moment: Moment) -> Pruned:
+        """Measure the gate, then remove them."""
 
     def advance(self, step: int) -> tuple[Transition, ...]:
         """Do what time brings before the step after ``step`` steps done; idempotent."""

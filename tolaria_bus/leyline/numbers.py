@@ -15,14 +15,15 @@ def shortest_float(value: float) -> float:
     """Return the double nearest to the shortest decimal that names the float32 ``value``.
 
     0.001 sent as a float32 arrives as 0.0010000000474974513; what was meant is 0.001. NaN,
-    infinities and doubles that are no float32 are returned as they are.
+    infinities and doubles that are no float32 are returned as they are, and so is the largest
+    float32: the decimals that name it are beyond it, and nobody reads them as a float32 again.
     """
     if not math.isfinite(value) or abs(value) > _LARGEST_FLOAT32 or _float32(value) != value:
         return value
     # Six digits always survive a float32, nine always name one.
-    candidates = (float(f"{value:.{digits}g}") for digits in range(6, 9))
+    candidates = (float(f"{value:.{digits}g}") for digits in range(6, 10))
     named = (c for c in candidates if abs(c) <= _LARGEST_FLOAT32 and _float32(c) == value)
-    return next(named, float(f"{value:.9g}"))
+    return next(named, value)
 
 
 def hyperparameters(floats: Mapping[str, float], values: struct_pb2.Struct) -> dict[str, Any]:

@@ -99,10 +99,10 @@ class InFlight:
 
     def hold(self, entries: Sequence[Delivered]) -> None:
         """Entries were read."""
-        for entry in entries:
-            self.held.add(entry.entry_id)
-            if entry.size > _LARGE:
-                self._large[entry.entry_id] = entry.size
+        self.held.update([entry.entry_id for entry in entries])
+        self._large.update(
+            [(entry.entry_id, entry.size) for entry in entries if entry.size > _LARGE]
+        )
 
     def let_go(self, entry_ids: Iterable[str]) -> None:
         """Entries that were read won't be handed over; the server delivers them again."""
@@ -211,7 +211,10 @@ class InFlight:
     def acknowledge_soon(self, entry_id: str) -> None:
         """Finish an entry with the next group."""
         self.finish(entry_id, acknowledged=True)
-        self._ask(entry_id)
+        if entry_id not in self._waiting:
+            self._waiting[entry_id] = None
+        if self._asked is not None:
+            self._asked.set()
 
     async def run(self) -> None:
         """Send acknowledgements until cancelled."""

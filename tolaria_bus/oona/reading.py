@@ -214,4 +214,6 @@ def _mapping(flat: Sequence[bytes]) -> Mapping[bytes, bytes]:
     """Field, value, field, value, ... as a mapping."""
     if len(flat) == 4:  # payload and signature: by far the most
         return {flat[0]: flat[1], flat[2]: flat[3]}
+    if len(flat) == 2:
+        return {flat[0]: flat[1]}
     return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -52,7 +52,11 @@ class Key:
 
     def made(self, payload: bytes, signature: bytes) -> bool:
         """Tell whether this key made ``signature``, in constant time."""
-        return hmac.compare_digest(self.sign(payload), signature)
+        # As ``sign`` does; a call of it costs a tenth of the work.
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(payload)
+        outer.update(inner.digest())
+        return hmac.compare_digest(binascii.b2a_base64(outer.digest(), newline=False), signature)
 
 
 class KeyRing:

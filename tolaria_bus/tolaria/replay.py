@@ -36,8 +36,10 @@ from tolaria_bus.tolaria.trainer import Trainer
 _AT_ONCE = 256
 """Records written to the journal with one sync."""
 _LENGTH = ("epochs", "steps")
+_OTHER_WAY = ("loss_", "accuracy_")
+"""How the names of alerts begin that announce a rollback which the journal doesn't have."""
 _SELDOM = 1_000_000
-"""Epochs between two checkpoints of a repeated run: nobody comes back to them."""
+"""Epochs between two checkpoints of a repeated run."""
 
 
 class ReplayRefused(RuntimeError):
@@ -101,8 +103,9 @@ class Replay:
         while some := list(islice(records, _AT_ONCE)):
             folder.write(*some)
         self._recording = recording
-        self._said = _Said()
-        self._trainer = Trainer(job, settings, recording.run, folder, Mailbox(), self._said)
+        mailbox = Mailbox()
+        self._said = _Said(mailbox)
+        self._trainer = Trainer(job, settings, recording.run, folder, mailbox, self._said)
         first = recording.first_weights_sha256
         if first and first != weights_sha256(self._trainer.state.model):
             raise ReplayRefused(
@@ -124,7 +127,8 @@ class Replay:
         """
         recording = self._recording
         found = self._trainer.run()
-        if (found.steps, found.timeline) != (recording.end_step, recording.timeline):
+        ended = (found.steps, found.timeline)
+        if self._said.alert or ended != (recording.end_step, recording.timeline):
             raise Divergence(
                 f"the repeated run ended at step {found.steps} of timeline {found.timeline}, the "
                 f"recorded one was at step {recording.end_step} of timeline {recording.timeline}"
@@ -178,7 +182,14 @@ def recorded_settings(recording: Recording, given: Settings) -> Settings:
                 f"setting {name} = {getattr(given, name)}: the run was recorded {was}"
             )
     return given.model_copy(
-        update={**values, "checkpoint_every_epochs": _SELDOM, "checkpoint_every_steps": None}
+        update={
+            **values,
+            # Nobody goes back to a state of it.
+            "checkpoint_every_epochs": _SELDOM,
+            "checkpoint_every_steps": None,
+            "snapshot_every_steps": None,
+            "snapshot_at_epochs": False,
+        }
     )
 
 
@@ -222,16 +233,22 @@ def _with_length(schedule: Schedule, settings: Settings, recording: Recording) -
 
 
 class _Said:
-    """Nobody listens to a repeated run; its first alert tells why it went another way."""
+    """Nobody listens to a repeated run. One that is about to go another way is stopped.
 
-    def __init__(self) -> None:
+    Attributes:
+        alert: Why it would have.
+    """
+
+    def __init__(self, mailbox: Mailbox) -> None:
         self.alert = ""
+        self._mailbox = mailbox
 
     def telemetry(self, packet: TelemetryPacket, priority: MessagePriority.ValueType) -> None:
         del priority
         for event in packet.events:
-            if event.event_id.startswith("loss_") and not self.alert:
+            if event.event_id.startswith(_OTHER_WAY) and not self.alert:
                 self.alert = event.description
+                self._mailbox.request_stop("another way")
 
     def emergency(self, signal: EmergencySignal) -> None:
         """Nobody has to obey it again."""

@@ -10,11 +10,14 @@ from torch import nn
 
 from tolaria_bus.kasmina import Garden, Kasmina
 from tolaria_bus.settings import SettingError, Settings
+from tolaria_bus.tolaria.engine.activation import checkpoint_activations
 from tolaria_bus.tolaria.engine.data import ValidationBatches, training_batches
 from tolaria_bus.tolaria.engine.job import Job, build_data, build_model
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
+from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
+from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.step import LossWatch
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
@@ -40,12 +43,18 @@ class Length:
         return state.data.position >= self.positions
 
 
-def plan_length(job: Job, settings: Settings, steps_per_epoch: int) -> Length:
+def plan_length(job: Job, settings: Settings, batches_per_epoch: int) -> Length:
     """The run's length: ``--steps``, else ``--epochs``, else the job's epochs."""
+    steps_per_epoch = -(-batches_per_epoch // settings.accumulate)
     if settings.steps is not None:
         return Length(settings.steps, -(-settings.steps // steps_per_epoch), None)
     epochs = settings.epochs or job.epochs
-    return Length(epochs * steps_per_epoch, epochs, epochs * steps_per_epoch)
+    return Length(epochs * steps_per_epoch, epochs, epochs * batches_per_epoch)
+
+
+def step_options(settings: Settings) -> StepOptions:
+    """What the step is asked to do."""
+    return StepOptions(**{name: getattr(settings, name) for name in StepOptions.__slots__})
 
 
 def pick_device(settings: Settings) -> torch.device:
@@ -57,6 +66,8 @@ def pick_device(settings: Settings) -> torch.device:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(settings.deterministic)
+    torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = settings.tf32
     wanted = settings.device
     if wanted == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -69,6 +80,19 @@ def pick_device(settings: Settings) -> torch.device:
             )
         device = torch.device("cuda", device.index or 0)
     return device
+
+
+def _prepared(model: nn.Module, settings: Settings) -> nn.Module:
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if pattern := settings.activation_checkpointing:
+        try:
+            checkpoint_activations(model, pattern)
+        except ValueError as error:
+            raise SettingError(
+                f"setting activation_checkpointing = {pattern!r}: {error}"
+            ) from error
+    return model
 
 
 def make_kasmina(job: Job, model: nn.Module) -> Kasmina:
@@ -105,13 +129,14 @@ def fresh_state(
     Raises:
         JobError: The job's own code failed, or its data doesn't fit.
     """
-    model = build_model(job, settings.seed).to(device).train()
+    model = _prepared(build_model(job, settings.seed).to(device).train(), settings)
     found = build_data(job, settings.seed)
     data = training_batches(
         found.train, job.batch_size, settings.seed, timeline=1, pin_memory=device.type == "cuda"
     )
     length = plan_length(job, settings, data.steps_per_epoch)
     optimizer = OptimizerManager(job.optimizer, model)
+    amp, _ = amp_dtype(step_options(settings), device)
     state = TrainingState(
         model=model,
         optimizer=optimizer,
@@ -119,12 +144,13 @@ def fresh_state(
             optimizer,
             job.schedule,
             total_steps=length.steps,
-            steps_per_epoch=data.steps_per_epoch,
+            steps_per_epoch=-(-data.steps_per_epoch // settings.accumulate),
             new_group_warmup_steps=settings.new_parameter_warmup_steps,
         ),
         kasmina=make_kasmina(job, model),
         data=data,
         watch=LossWatch(device, factor=settings.loss_spike_factor),
         seed=settings.seed,
+        engine=StepState(device, fp16=amp is torch.float16),
     )
     return state, ValidationBatches(found.validation, job.batch_size, settings.seed)

@@ -15,6 +15,7 @@ from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
 from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
+from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
@@ -25,7 +26,6 @@ from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
-from tolaria_bus.tolaria.engine.learning_rate import Correction
 from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
 from tolaria_bus.tolaria.engine.validation import Validation, validate
@@ -33,7 +33,7 @@ from tolaria_bus.tolaria.recovery.environment import differences, environment
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
-from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length
+from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length, step_options
 from tolaria_bus.tolaria.summary import Progress, RunSummary
 
 GATE_BATCHES = 8
@@ -92,6 +92,9 @@ class Trainer:
             self._device,
             self.state.seed,
             self._side,
+            options=step_options(settings),
+            state=self.state.engine,
+            before_update=self._set_rates,
         )
         self._steering = Steering(
             self.state,
@@ -138,7 +141,7 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
-        kasmina, side = state.kasmina, self._side
+        kasmina, side, step = state.kasmina, self._side, self._step
         signals = self._signals
         steering, cadence = self._steering, self._steering.cadence
         try:
@@ -151,16 +154,19 @@ class Trainer:
                 if mailbox.waiting or state.step >= fence.next_step:
                     fence.open()
                     steering.settle()
+                    step.passes.rearm()
                 if self._at_end():
                     break
                 if state.epoch_ends:
                     continue  # A rollback has led here.
                 if state.step >= kasmina.next_step or side.failed:
                     self._seeds.advance()
-                if corrections := state.learning_rate.apply(state.step):
-                    self._report_tampering(corrections)
-                position = state.data.position
-                loss = self._step(state.data.next(), position, state.timeline)
+                    step.passes.rearm()
+                loss = step.advance(
+                    state.data, state.timeline, conservative=state.mode.conservative
+                )
+                if step.passes.fallbacks:
+                    settle_fallbacks(step.passes, state, self._folder, self._telemetry)
                 state.step += 1
                 signals.step(state.step)
                 reading = watch.push(state.step, loss)
@@ -191,7 +197,8 @@ class Trainer:
 
     def _recover(self, mailbox: Mailbox, outbound: Outbound, wall_ns: Callable[[], int]) -> Fence:
         folder, state = self._folder, self.state
-        now = environment(self._device)
+        options = step_options(self._settings)
+        now = {**environment(self._device), **options.changes_numbers()}
         before = folder.ledger.environment
         changed = differences(before, now) if before else ""
         if changed and not self._settings.allow_inexact:
@@ -247,6 +254,7 @@ class Trainer:
             checkpoint=self._resumed_from,
             records_to_replay=len(replay),
         )
+        tell_features(options, self._device, state, self._telemetry)
         self._steering.fence = fence
         tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
         if found is None:
@@ -331,12 +339,21 @@ class Trainer:
             return bool(self._mailbox.stop_reason)
 
         with self._signals.phase(Phase.VALIDATING):
-            return validate(self.state.model, self._job, self._held_out, self._device, stop=stop)
+            return validate(
+                self.state.model,
+                self._job,
+                self._held_out,
+                self._device,
+                stop=stop,
+                passes=self._step.passes,
+            )
 
     def _held_out_loss(self) -> float:
         """What gates measure by: the loss on the first held-out batches."""
         few = self._held_out.first(GATE_BATCHES)
-        measured = validate(self.state.model, self._job, few, self._device)
+        measured = validate(
+            self.state.model, self._job, few, self._device, passes=self._step.passes
+        )
         assert measured is not None
         return measured.loss
 
@@ -349,9 +366,10 @@ class Trainer:
         every = self._settings.checkpoint_every_steps
         return every is not None and self.state.step % every == 0
 
-    def _report_tampering(self, corrections: tuple[Correction, ...]) -> None:
-        # No weight has seen the foreign rate, so this is a note and not a decision to replay.
-        for found in corrections:
+    def _set_rates(self) -> None:
+        # Just before the update: no weight sees a foreign rate, though the job's loss set it. So
+        # a correction is a note, and not a decision to replay.
+        for found in self.state.learning_rate.apply(self.state.step):
             self._telemetry.alert(
                 "learning_rate_corrected",
                 f"group {found.group} had {found.found:g}, set back to {found.expected:g}",

@@ -63,16 +63,18 @@ class WeatherlightMetrics(Collector):
         )
         for keeper in self._keepers:
             for health in Health:
-                state.add_metric([keeper.run_id, health.value], float(keeper.health is health))
+                state.add_metric(
+                    [keeper.run_id, health.value], float(keeper.condition.health is health)
+                )
         yield state
-        yield self._gauge("worker_step", "The newest step.", lambda keeper: keeper.step)
+        yield self._gauge("worker_step", "The newest step.", lambda keeper: keeper.condition.step)
         yield self._gauge(
             "worker_step_seconds",
             "What its steps took lately, without validation.",
-            lambda keeper: keeper.step_seconds,
+            lambda keeper: keeper.condition.step_seconds,
         )
         yield self._gauge(
-            "worker_quiet_seconds", "Since it last got on.", lambda keeper: keeper.quiet
+            "worker_quiet_seconds", "Since it last got on.", lambda keeper: keeper.condition.quiet
         )
         yield self._gauge("worker_given_up", "1: it isn't started again.", lambda k: k.given_up)
         resident = GaugeMetricFamily(
@@ -91,7 +93,7 @@ class WeatherlightMetrics(Collector):
 
     def _counts(self) -> Iterator[Metric]:
         yield self._counter("restarts", "Restarts after a death.", lambda k: k.restarts.total)
-        yield self._counter("hangs", "How often it hung.", lambda k: k.hangs)
+        yield self._counter("hangs", "How often it hung.", lambda k: k.condition.hangs)
         yield self._counter(
             "signals_relayed", "Emergencies sent for it.", lambda k: k.relay.relayed
         )

@@ -45,7 +45,9 @@ class WorkerProcess:
         child: Where we started it ourselves.
 
     Attributes:
-        adopted: Another Weatherlight started it, or a person.
+        folder: The run's folder.
+        pid: The process.
+        began: When that began.
     """
 
     def __init__(
@@ -53,8 +55,7 @@ class WorkerProcess:
     ) -> None:
         self.pid = pid
         self.began = began
-        self.adopted = child is None
-        self._folder = folder
+        self.folder = folder
         self._child = child
 
     @classmethod
@@ -156,7 +157,7 @@ class WorkerProcess:
 
     async def dump_stacks(self) -> str:
         """Have it write the stacks of all its threads; what it wrote, empty if it didn't."""
-        path = self._folder / STACKS
+        path = self.folder / STACKS
         before = _size(path)
         self._send(signal.SIGUSR2)
         size, since = before, time.monotonic()
@@ -175,8 +176,8 @@ class WorkerProcess:
     def last_words(self) -> str:
         """The last line of its log, for people; empty where it writes elsewhere."""
         try:
-            with (self._folder / LOG).open("rb") as file:
-                file.seek(max(0, _size(self._folder / LOG) - 4096))
+            with (self.folder / LOG).open("rb") as file:
+                file.seek(max(0, _size(self.folder / LOG) - 4096))
                 lines = file.read().decode("utf-8", "replace").split("\n")
         except OSError:
             return ""

@@ -1,8 +1,8 @@
 """One Weatherlight from its start to its end: all keepers, the bus, the machine, the endpoint.
 
 It ends when nothing is left to be kept: 0 if every run came to its end or was stopped, 1 if one was
-given up. SIGINT or SIGTERM stops the workers in good order first, a second one at once. However
-else it ends, its workers go on, and the next one adopts them.
+given up. SIGINT or SIGTERM stops the workers in good order first, a second one at once. SIGHUP ends
+it alone. So does whatever else ends it: its workers go on, and the next one adopts them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,17 +29,19 @@ from tolaria_bus.oona.embedded import EmbeddedServer
 from tolaria_bus.oona.running import Note, registered
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
+from tolaria_bus.oona.url import parse
 from tolaria_bus.safety.endpoint import Endpoint
 from tolaria_bus.settings import SettingError, Settings
 from tolaria_bus.weatherlight.claim import claimed
 from tolaria_bus.weatherlight.fleet import Planned
 from tolaria_bus.weatherlight.judging import Health
-from tolaria_bus.weatherlight.keeper import Keeper, Terms
+from tolaria_bus.weatherlight.keeper import Keeper
 from tolaria_bus.weatherlight.machine import MachineWatch
 from tolaria_bus.weatherlight.metrics import WeatherlightMetrics
 from tolaria_bus.weatherlight.process import SERVER_VARIABLE
 from tolaria_bus.weatherlight.systemd import Notifier, watchdog_seconds
 from tolaria_bus.weatherlight.telling import Teller
+from tolaria_bus.weatherlight.terms import Terms
 
 STATE: Final = ".weatherlight"
 """Our own folder beside those of the runs: the spool, an embedded server of several runs."""
@@ -78,12 +80,16 @@ def supervise(watch: Watch) -> int:
 
     Raises:
         SettingError: A setting is wrong.
+        BadUrl: The server's URL can't name one.
         RunWatched: Another Weatherlight watches one of the runs.
         SpoolLocked: Another one has the same folder of its own.
         ServerStartError: The embedded server can't be started.
     """
     settings = watch.settings
     state = watch.state or settings.runs_dir / STATE
+    if settings.redis_url is not None:
+        # Before anything is made: whether it answers is another matter.
+        parse(settings.redis_url)
     with ExitStack() as stack:
         for planned in watch.fleet:
             stack.enter_context(claimed(planned.run, planned.folder))
@@ -131,7 +137,7 @@ async def _serve(
         if endpoint is not None:
             endpoint.health, endpoint.ready = pulse.health, pulse.ready
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_obey_signals, keepers)
+            await tasks.start(_obey_signals, keepers, tasks.cancel_scope.cancel)
             tasks.start_soon(machine.run)
             tasks.start_soon(pulse.run)
             async with anyio.create_task_group() as keeping:
@@ -183,9 +189,9 @@ class _Pulse:
     def ready(self) -> str:
         """Which runs aren't at work, and aren't paused or halted either; from any thread."""
         waiting = [
-            f"{keeper.run_id} {'given up' if keeper.given_up else keeper.health.value}"
+            f"{keeper.run_id} {'given up' if keeper.given_up else keeper.condition.health.value}"
             for keeper in self._keepers
-            if keeper.health in _NOT_READY
+            if keeper.condition.health in _NOT_READY
         ]
         return self.health() or ", ".join(waiting)
 
@@ -212,15 +218,28 @@ class _Pulse:
             await anyio.sleep(pause)
 
     def _status(self) -> str:
-        return ", ".join(f"{keeper.run_id} {keeper.health.value}" for keeper in self._keepers)
+        return ", ".join(
+            f"{keeper.run_id} {keeper.condition.health.value}" for keeper in self._keepers
+        )
 
 
 async def _obey_signals(
-    keepers: Sequence[Keeper], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    keepers: Sequence[Keeper],
+    leave: Callable[[], None],
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        # As nohup has it: then a terminal that is closed is nothing to us.
+        numbers.append(signal.SIGHUP)
+    with anyio.open_signal_receiver(*numbers) as signals:
         task_status.started()
         async for number in signals:
+            if number == signal.SIGHUP:
+                structlog.get_logger().info("leaving the workers at work", reason="SIGHUP")
+                leave()
+                return
             structlog.get_logger().info(
                 "stopping the workers",
                 reason=signal.Signals(number).name,

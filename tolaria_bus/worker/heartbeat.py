@@ -38,8 +38,8 @@ def heartbeat(folder: Path) -> Iterator[Signals]:
     """
     with ExitStack() as stack:
         _dump_on_signal(stack, folder)
+        # Not closed: a training thread that is left behind may write to it to the very end.
         signals = Signals.create(folder)
-        stack.callback(signals.close)
         try:
             yield signals
         except BaseException as error:

@@ -1,5 +1,6 @@
-"""The server keeps its connections and says nothing for half a minute."""
+"""The server keeps its connections and says nothing, for many times as long as one waits for it."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -10,17 +11,19 @@ from tests.oona.faults.own_server import OwnServer
 from tests.oona.faults.scene import PUBLISHING, READING, Scene
 from tests.oona.faults.stage import acting
 
-SILENCE: Final = 30.0  # seconds
+REPLY: Final = timedelta(seconds=1)
+SILENCE: Final = 7 * REPLY.total_seconds()
+"""As half a minute is to the five seconds that a worker waits for a reply."""
 
 
 @pytest.mark.slow
-async def test_half_a_minute_without_an_answer_costs_nothing(own: OwnServer, tmp_path: Path):
+async def test_a_silence_of_many_time_limits_costs_nothing(own: OwnServer, tmp_path: Path):
     """``CLIENT PAUSE`` on one server, a stopped process on another, at the same time."""
     other = OwnServer(tmp_path / "other")
     try:
         async with (
-            acting(tmp_path / "paused", own.url) as paused,
-            acting(tmp_path / "stopped", other.url) as stopped,
+            acting(tmp_path / "paused", own.url, reply=REPLY) as paused,
+            acting(tmp_path / "stopped", other.url, reply=REPLY) as stopped,
         ):
             await paused.flows()
             await stopped.flows()

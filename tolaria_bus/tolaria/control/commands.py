@@ -23,7 +23,7 @@ from tolaria_bus.tolaria.control.breaker_commands import judge_breaker
 from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.observing import window_refused
 from tolaria_bus.tolaria.control.optimizer_commands import judge_optimizer, rate_effect
-from tolaria_bus.tolaria.control.seed_commands import judge_seed
+from tolaria_bus.tolaria.control.seed_commands import judge_pruning, judge_seed
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
 
@@ -207,6 +207,7 @@ def _whole(field: str, value: object) -> int | None:
 
 _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
     CommandType.COMMAND_SEED: judge_seed,
+    CommandType.COMMAND_STRUCTURAL_PRUNING: judge_pruning,
     CommandType.COMMAND_ROLLBACK: _rollback,
     CommandType.COMMAND_OPTIMIZER: judge_optimizer,
     CommandType.COMMAND_PAUSE: _pause,
@@ -223,6 +224,7 @@ _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
 # Name of the payload, and whether the command means nothing without it.
 _PAYLOADS: dict[int, tuple[str, bool]] = {
     CommandType.COMMAND_SEED: ("seed_operation", True),
+    CommandType.COMMAND_STRUCTURAL_PRUNING: ("structural_pruning", True),
     CommandType.COMMAND_OPTIMIZER: ("optimizer_adjustment", True),
     CommandType.COMMAND_LEARNING_RATE: ("learning_rate", True),
     CommandType.COMMAND_EMERGENCY: ("emergency", True),

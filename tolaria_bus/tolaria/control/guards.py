@@ -101,7 +101,7 @@ class Guards:
         """Hold an epoch's end to its budget; breaches in a row end in conservative mode.
 
         Args:
-            took_ms: Phase → milliseconds.
+            took_ms: Phase → milliseconds of the training thread's processor time.
         """
         if self._telemetry.replaying:
             return

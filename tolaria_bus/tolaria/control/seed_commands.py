@@ -1,4 +1,4 @@
-"""Seed commands: judged against Kasmina, then done to the model, the optimizer and the rates."""
+"""Seed commands and pruning: judged against Kasmina, then done to the model and its optimizer."""
 
 from __future__ import annotations
 
@@ -54,6 +54,22 @@ def judge_seed(command: AdaptationCommand, run: Steerable) -> Effect:
 
     effect = _refusing(judge)
     return lambda: _refusing(effect)
+
+
+def judge_pruning(command: AdaptationCommand, run: Steerable) -> Effect:
+    """Judge the removal of a layer's channels; its gate is measured when it is done.
+
+    Raises:
+        CommandRefused: It is not legal now.
+    """
+    wanted = command.structural_pruning
+    if run.state.mode.conservative:
+        raise CommandRefused(
+            "conservative", "pruning: refused in conservative mode (send mode normal)"
+        )
+    values = hyperparameters({}, wanted.values)
+    plan = _refusing(lambda: run.state.kasmina.plan_prune(wanted.target, wanted.fraction, values))
+    return lambda: _refusing(lambda: run.seeds.prune(plan))
 
 
 def _refusing(call: Callable[[], T]) -> T:

@@ -14,6 +14,7 @@ from tolaria_bus.kasmina import (
     GerminationPlan,
     Moment,
     OperationPlan,
+    PruningPlan,
     SeedRefused,
     Transition,
 )
@@ -92,9 +93,8 @@ class SeedWork:
             SeedRefused: its gate does.
         """
         state = self._state
-        moment = Moment(state.step, state.epoch, state.watch.mean, self._held_out)
         try:
-            transition = state.kasmina.operate(plan, moment)
+            transition = state.kasmina.operate(plan, self._moment())
         except SeedRefused as refused:
             self._tell_gate(plan.seed_id, refused.reading)
             raise
@@ -113,6 +113,40 @@ class SeedWork:
             details["parameters_removed"] = len(transition.removed)
             details["folded"] = transition.folded
         return details
+
+    def prune(self, plan: PruningPlan) -> dict[str, Any]:
+        """Remove channels of a layer, and return details for the outcome.
+
+        Raises:
+            SeedRefused: its gate does.
+        """
+        state = self._state
+        try:
+            done = state.kasmina.prune(plan, self._moment())
+        except SeedRefused as refused:
+            self._tell_gate(plan.target, refused.reading, is_a="target")
+            raise
+        for narrowed in done.narrowed:
+            state.optimizer.narrow(narrowed.name, narrowed.dim, narrowed.keep)
+        self._tell_gate(plan.target, done.reading, is_a="target")
+        self._telemetry.event(
+            "pruned",
+            f"{done.target}: {done.removed} of {plan.channels} channels",
+            target=done.target,
+            channels_removed=done.removed,
+            parameters_removed=done.parameters,
+        )
+        return {
+            "target": done.target,
+            "channels_removed": done.removed,
+            "channels": plan.channels - done.removed,
+            "parameters_removed": done.parameters,
+            **_gate_details(done.reading),
+        }
+
+    def _moment(self) -> Moment:
+        state = self._state
+        return Moment(state.step, state.epoch, state.watch.mean, self._held_out)
 
     def advance(self) -> None:
         """Do what time brings to seeds before the next step, and give up those that failed."""
@@ -191,13 +225,15 @@ class SeedWork:
                 after=after,
             )
 
-    def _tell_gate(self, seed_id: str, reading: GateReading | None) -> None:
+    def _tell_gate(
+        self, subject: str, reading: GateReading | None, *, is_a: str = "seed_id"
+    ) -> None:
         if reading is None:
             return
         self._telemetry.event(
             "seed_gate",
-            f"{seed_id}: {reading.name} " + (reading.why or "passed"),
-            seed_id=seed_id,
+            f"{subject}: {reading.name} " + (reading.why or "passed"),
+            **{is_a: subject},
             gate=reading.name,
             passed=reading.passed,
             **{name: f"{value:.6g}" for name, value in reading.measures.items()},

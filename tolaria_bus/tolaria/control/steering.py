@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.safety.breakers import CHECKPOINT
 from tolaria_bus.settings import Settings
+from tolaria_bus.tolaria.control.features import FALLBACK, apply_fallback
 from tolaria_bus.tolaria.control.guards import Guards
 from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
@@ -325,6 +326,8 @@ class Steering:
     def apply_decision(self, decision: Decision) -> None:
         """Apply a choice of the trainer's own."""
         self.guards.apply(decision)
+        if decision.kind == FALLBACK:
+            apply_fallback(decision, self.state)
         if decision.kind == HALT:
             mode = self.state.mode
             mode.halted = mode.conservative = True

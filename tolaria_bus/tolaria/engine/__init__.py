@@ -23,6 +23,8 @@ from tolaria_bus.tolaria.engine.optimizer import (
     RebuildFailed,
     default_optimizer,
 )
+from tolaria_bus.tolaria.engine.options import StepOptions
+from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.schedule import LearningRateRefused, Schedule
 from tolaria_bus.tolaria.engine.step import LossReading, LossWatch, TrainStep, Verdict
 from tolaria_bus.tolaria.engine.validation import Validation, validate
@@ -42,6 +44,8 @@ __all__ = [
     "OptimizerStateMismatch",
     "RebuildFailed",
     "Schedule",
+    "StepOptions",
+    "StepState",
     "TrainStep",
     "Validation",
     "ValidationBatches",

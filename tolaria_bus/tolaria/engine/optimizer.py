@@ -181,6 +181,22 @@ class OptimizerManager:
             raise ValueError(f"there is no group {group!r}; there are {self.group_names()}")
         self.remove_parameters(names)
 
+    def narrow(self, name: str, dim: int, keep: Tensor) -> None:
+        """Follow a parameter that has become smaller: its state keeps what belongs to what stayed.
+
+        Args:
+            name: Qualified; the parameter has its new shape already.
+            dim: Along which it was cut.
+            keep: Indices of what stayed.
+        """
+        for parameter, known in self._names.items():
+            state = self.optimizer.state.get(parameter, {}) if known == name else {}
+            for key, value in state.items():
+                # Where a dimension has been summed up (Adafactor), there is nothing to leave out.
+                whole = isinstance(value, Tensor) and value.dim() == parameter.dim()
+                if whole and value.shape[dim] > 1:
+                    state[key] = value.index_select(dim, keep.to(value.device))
+
     def hyperparameters(self, group: str = HOST_GROUP) -> dict[str, Any]:
         """Return what ``set_hyperparameters`` may change, as it is now."""
         found = self._group(group)

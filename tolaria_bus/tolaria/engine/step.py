@@ -1,29 +1,48 @@
 """One optimizer step, a pure function of (state, batch at a position), and how its loss is watched.
 
-``TrainStep`` does what a bare loop does and seeds the generators; nothing else. It doesn't wait for
-the device: what the loss was, and whether it is sound, is read exactly one step later, from
-``LossWatch``, while the device is busy with the next step.
+``TrainStep`` does what a bare loop does and seeds the generators; what it does beyond that is asked
+for (``StepOptions``). It doesn't wait for the device: what the loss was, and whether it is sound,
+is read exactly one step later, from ``LossWatch``, while the device is busy with the next step.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from tolaria_bus.tolaria.engine.batch import to_device
+from tolaria_bus.tolaria.engine.batch import map_tensors, to_device
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
-from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
+from tolaria_bus.tolaria.engine.optimizer import HOST_GROUP, OptimizerManager
+from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
+from tolaria_bus.tolaria.engine.passes import Passes
+from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.seeding import StepSeeder
 from tolaria_bus.tolaria.engine.side import SideTraining
 
 SPIKE_FACTOR = 15.0
 MEAN_WINDOW = 100
 SPIKE_WARMUP = 20
+
+
+class Batches(Protocol):
+    """Where a step draws from."""
+
+    @property
+    def position(self) -> int:
+        """How many batches have been drawn since the start of the run."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+
+    def next(self) -> Any:
+        """Return the batch at ``position`` and move on by one."""
 
 
 class TrainStep:
@@ -36,7 +55,13 @@ class TrainStep:
             rebuilt between two.
         device: Where the batches go.
         seed: The run's seed.
-        side: Lets seeds learn beside the host, after its backward pass.
+        side: Lets seeds learn beside the host, after its backward pass: from the step's last batch.
+        options: What is wanted beyond the plain loop.
+        state: What of it must survive; one of its own where none is given.
+        before_update: Called just before the optimizer's step: sets the learning rates.
+
+    Attributes:
+        passes: Forward and backward, with what has failed in them.
     """
 
     def __init__(
@@ -47,36 +72,142 @@ class TrainStep:
         device: torch.device,
         seed: int,
         side: SideTraining | None = None,
+        *,
+        options: StepOptions | None = None,
+        state: StepState | None = None,
+        before_update: Callable[[], object] | None = None,
     ) -> None:
+        options = options or StepOptions()
+        amp, _ = amp_dtype(options, device)
         self._model = model
         self._loss = loss
         self._manager = optimizer
         self._device = None if device.type == "cpu" else device
+        self._channels_last = options.channels_last
         self._seed = StepSeeder(seed, device)
+        self._accumulate = options.accumulate
+        self._clip = options.clip_norm
+        self._before_update = before_update
+        state = state or StepState(device, fp16=amp is torch.float16)
+        self._scaler = state.scaler
+        self.passes = Passes(
+            model,
+            self._run,
+            state,
+            device,
+            backend={"off": "", "on": "inductor"}.get(options.compile, options.compile),
+            amp=amp,
+        )
         self._side = side
+        self._batch: Any = None
+        self._seeded_with = 0
 
-    def __call__(self, batch: Any, position: int, timeline: int) -> Tensor:
+    def __call__(
+        self, batch: Any, position: int, timeline: int, *, conservative: bool = False
+    ) -> Tensor:
         """Take one step on the batch at ``position`` and return its loss, still on the device.
 
         Raises:
             JobError: the job's loss failed, or isn't a scalar tensor that depends on the model. The
                 weights are as before.
         """
-        seeded_with = self._seed(timeline, position)
-        if self._device is not None:
-            batch = to_device(batch, self._device)
         optimizer = self._manager.optimizer
         optimizer.zero_grad(set_to_none=True)
+        loss = self._pass(batch, position, timeline, 1.0, conservative)
+        self._update(optimizer)
+        return loss
+
+    def advance(self, data: Batches, timeline: int, *, conservative: bool = False) -> Tensor:
+        """Draw the batches of one step and take it; return their mean loss, still on the device.
+
+        With accumulation an epoch's last step has as many batches as are left of it: no step goes
+        over an epoch's end.
+
+        Raises:
+            JobError: as from a call; or the data couldn't be read.
+        """
+        position = data.position
+        if self._accumulate == 1:
+            return self(data.next(), position, timeline, conservative=conservative)
+        per_epoch = data.steps_per_epoch
+        count = min(self._accumulate, per_epoch - position % per_epoch)
+        optimizer = self._manager.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        total: Tensor | None = None
+        for place in range(position, position + count):
+            loss = self._pass(data.next(), place, timeline, 1.0 / count, conservative)
+            total = loss if total is None else total + loss
+        assert total is not None
+        self._update(optimizer)
+        return total / count
+
+    def _pass(
+        self, batch: Any, position: int, timeline: int, share: float, conservative: bool
+    ) -> Tensor:
+        self._seeded_with = self._seed(timeline, position)
+        if self._device is not None:
+            batch = to_device(batch, self._device)
+        if self._channels_last:
+            batch = map_tensors(batch, _channels_last)
+        self._batch = batch
+        return self.passes(
+            batch,
+            share,
+            lambda: self._seed(timeline, position),
+            conservative=conservative,
+            key=self._manager.version,
+        )
+
+    def _run(self, batch: Any, share: float) -> Tensor:
         loss = None
         try:
             loss = self._loss(self._model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            part = loss if share == 1.0 else loss * share
+            if self._scaler is not None:
+                part = self._scaler.scale(part)
+            part.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise _explain(loss, error) from error
-        if self._side is not None and self._side.waits:
-            self._side(batch, seeded_with)
-        optimizer.step()
         return loss.detach()
+
+    def _update(self, optimizer: Optimizer) -> None:
+        scaler = self._scaler
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if self._side is not None and self._side.waits:
+            # Behind the unscaling, as its gradients aren't scaled: they skip no step of the host.
+            with self.passes.eager(), self.passes.autocast():
+                self._side(self._batch, self._seeded_with)
+        self._batch = None
+        if self._clip is not None:
+            clip_gradients(self._manager.param_groups, self._clip)
+        if self._before_update is not None:
+            self._before_update()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+
+
+def clip_gradients(groups: Iterable[Mapping[str, Any]], norm: float) -> None:
+    """Scale gradients down to a 2-norm of at most ``norm``, without waiting for the device.
+
+    The host's parameters count together and each seed's by themselves: a seed beside the host must
+    not change the host's steps.
+    """
+    together: dict[str, list[Tensor]] = {}
+    for group in groups:
+        name = group["name"]
+        # The host's groups are host, host.1, ...; a seed's id may have dots in it.
+        owner = HOST_GROUP if name.partition(".")[0] == HOST_GROUP else name
+        together.setdefault(owner, []).extend(group["params"])
+    for parameters in together.values():
+        nn.utils.clip_grad_norm_(parameters, norm)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def _explain(loss: object, error: Exception) -> JobError:

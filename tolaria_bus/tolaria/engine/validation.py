@@ -1,6 +1,7 @@
 """Loss and accuracy on the held-out data."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from tolaria_bus.tolaria.engine.batch import to_device
 from tolaria_bus.tolaria.engine.data import ValidationBatches
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.job_errors import user_error
+from tolaria_bus.tolaria.engine.passes import Passes
 from tolaria_bus.tolaria.engine.seeding import Domain, mix, seeded
 
 
@@ -26,6 +28,7 @@ def validate(
     batches: ValidationBatches,
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
+    passes: Passes | None = None,
 ) -> Validation | None:
     """Measure the model on the held-out data, in eval mode and without gradients.
 
@@ -39,6 +42,7 @@ def validate(
         batches: The held-out data.
         device: Where the model is.
         stop: Asked before each batch; once it is true, nothing more is read.
+        passes: Whose autocast is used; the model runs uncompiled.
 
     Returns:
         None if it was stopped.
@@ -49,7 +53,12 @@ def validate(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), seeded(mix(batches.seed, Domain.VALIDATION)):
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(seeded(mix(batches.seed, Domain.VALIDATION)))
+            if passes is not None:
+                stack.enter_context(passes.eager())
+                stack.enter_context(passes.autocast())
             return _measure(model, job, batches, device, stop)
     finally:
         for module, training in modes:

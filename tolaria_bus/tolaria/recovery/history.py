@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tolaria_bus.leyline import (
     AdaptationCommand,
     CommandOutcome,
+    CommandStatus,
     Decision,
     JournalRecord,
     RunStarted,
@@ -104,6 +105,8 @@ class _Teller:
             self._asked[asked.command_id] = AdaptationCommand.FromString(asked.command)
         elif kind == "result":
             outcome = record.result.outcome
+            if outcome.status == CommandStatus.COMMAND_STATUS_ROLLED_BACK:
+                return  # The rollback names it.
             command = self._asked.get(record.result.command_id)
             yield _happening("command", record, undone=undone, told=outcome, command=command)
         elif kind == "cut":

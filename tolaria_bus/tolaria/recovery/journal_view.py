@@ -9,13 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tolaria_bus.leyline import JournalRecord
+from tolaria_bus.leyline import CommandStatus, JournalRecord
 from tolaria_bus.tolaria.recovery.run_lock import LOCK_NAME
 from tolaria_bus.tolaria.recovery.segments import read_segment, segments
-from tolaria_bus.tolaria.recovery.timeline import LivePath
+from tolaria_bus.tolaria.recovery.timeline import EFFECTS, LivePath
 
 _LOCKS = Path("/proc/locks")
-_EFFECTS = frozenset({"intent", "decision", "cut"})
 _NOTES = frozenset({"started", "stopped", "checkpoint"})
 """What only tells of a run. A rollback undoes it where it is of a later step."""
 
@@ -112,11 +111,11 @@ def _undone(records: Iterable[JournalRecord]) -> set[int]:
     begun: dict[str, int] = {}
     for record in records:
         kind = record.WhichOneof("record")
-        if kind in _EFFECTS and not path.is_live(record.sequence):
+        if kind in EFFECTS and not path.is_live(record.sequence):
             undone.add(record.sequence)
         if kind == "intent":
             begun[record.intent.command_id] = record.sequence
-        elif kind in {"attempt", "result"}:
+        elif kind in {"attempt", "result"} and not _tells_of_undoing(record):
             # With the command that they are of; one that was refused had nothing to undo.
             if begun.get(getattr(record, kind).command_id) in undone:
                 undone.add(record.sequence)
@@ -127,6 +126,10 @@ def _undone(records: Iterable[JournalRecord]) -> set[int]:
         elif kind in _NOTES:
             notes.append(record)
     return undone
+
+
+def _tells_of_undoing(record: JournalRecord) -> bool:
+    return record.result.outcome.status == CommandStatus.COMMAND_STATUS_ROLLED_BACK
 
 
 def _step(note: JournalRecord) -> int:

@@ -29,9 +29,16 @@ END_COMMAND: Final = "replay:end"
 """Id of the STOP that ends a repeated run."""
 
 _APPLIED: Final = CommandStatus.COMMAND_STATUS_APPLIED
-_CHANGE_NO_WEIGHT: Final = frozenset(
-    {CommandType.COMMAND_STOP, CommandType.COMMAND_CHECKPOINT, CommandType.COMMAND_CANCEL}
+_NOT_REPEATED: Final = frozenset(
+    {
+        CommandType.COMMAND_STOP,
+        CommandType.COMMAND_CHECKPOINT,
+        CommandType.COMMAND_CANCEL,
+        # One that was applied is its cut; its own record isn't on the live path.
+        CommandType.COMMAND_ROLLBACK,
+    }
 )
+"""Commands that change no weight, or not by their own record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +162,7 @@ class Recording:
         yield self._end()
 
     def _repeats(self, intent: CommandIntent) -> bool:
-        kind = AdaptationCommand.FromString(intent.command).command_type
-        status = self._status(intent)
-        if status is None:
-            # The process died before its RESULT. A rollback would have left its cut.
-            return kind not in _CHANGE_NO_WEIGHT | {CommandType.COMMAND_ROLLBACK}
-        return status == _APPLIED and kind not in _CHANGE_NO_WEIGHT
+        return AdaptationCommand.FromString(intent.command).command_type not in _NOT_REPEATED
 
     def _status(self, intent: CommandIntent) -> int | None:
         found = self.ledger.finished(intent.command_id, intent.origin, intent.digest)

@@ -22,6 +22,7 @@ from tolaria_bus.safety.breakers import Breakers
 from tolaria_bus.tolaria.engine.data import TrainingBatches
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
+from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.step import LossReading, LossWatch
 from tolaria_bus.tolaria.recovery.buffers import TensorBuffers, needed_bytes
 from tolaria_bus.tolaria.recovery.plain import plain_names
@@ -43,6 +44,7 @@ class TrainingState:
         kasmina: The seeds' structure, stages and parameters.
         data: The order of the data and the position in it.
         watch: Running statistics of the loss.
+        engine: Of the step itself: what has failed and is off, the scale of fp16 gradients.
         breakers: What is refused because it kept failing.
         mode: Running, paused, halted, conservative, and why.
         seed: Of the run.
@@ -65,6 +67,7 @@ class TrainingState:
     data: TrainingBatches
     watch: LossWatch
     seed: int
+    engine: StepState = field(default_factory=StepState)
     breakers: Breakers = field(default_factory=Breakers)
     mode: RunMode = field(default_factory=RunMode)
     step: int = 0
@@ -177,6 +180,7 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "kasmina": state.kasmina.structure(),
         "state_dict": plain_names(state.model),
         "watch": state.watch.state_dict(),
+        "engine": state.engine.state_dict(),
         "breakers": state.breakers.state_dict(),
         # As text: JSON has no NaN.
         "losses": [
@@ -224,13 +228,16 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     )
     state.learning_rate.load_state_dict(meta["learning_rate"])
     state.watch.load_state_dict(meta["watch"])
-    # Checkpoints of version 0.1 have none.
+    # Checkpoints of version 0.1 have neither.
+    state.engine.load_state_dict(meta.get("engine", {}))
     state.breakers.load_state_dict(meta.get("breakers", {}))
     last, last_step, total, count = meta["losses"]
     state.last_loss, state.last_loss_step = float(last), last_step
     state.epoch_loss_sum, state.epoch_loss_count = float(total), count
-    state.epochs_ended = meta["epochs_ended"]
-    state.best_accuracy = meta["best_accuracy"]
+    # Older checkpoints don't say; at an epoch's end they were the last thing to be done.
+    passed = meta["data_position"] // state.data.steps_per_epoch
+    state.epochs_ended = meta.get("epochs_ended", passed)
+    state.best_accuracy = meta.get("best_accuracy", 0.0)
     state.mode.CopyFrom(from_json(meta["mode"], RunMode))
     state.step = meta["step"]
     state.timeline = meta["timeline"]

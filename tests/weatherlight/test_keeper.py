@@ -1,0 +1,45 @@
+"""A worker is started when its server is there, and one that can't begin is given up."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from tests.weatherlight.streams import STREAMS, alerts, noted, wait_for
+from tolaria_bus.oona.alone import open_publisher
+from tolaria_bus.weatherlight import plan
+from tolaria_bus.weatherlight.judging import Health
+from tolaria_bus.weatherlight.keeper import Keeper
+from tolaria_bus.weatherlight.telling import Teller
+from tolaria_bus.weatherlight.terms import Terms
+
+
+@pytest.mark.slow
+async def test_it_waits_for_the_server_and_says_what_a_worker_died_of(
+    redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    words = [f"runs_dir={tmp_path}", "restart_limit=1", "restart_seconds=0"]
+    (planned,) = plan(["nowhere.py:Nothing"], run="r", file=None, assignments=words)
+    planned.folder.mkdir()
+    terms = Terms.of(planned.known, {**os.environ, "TOLARIA_REDIS_URL": redis_url}, inherit=False)
+    up: list[bool] = []
+    drain = timedelta(seconds=30)
+    async with open_publisher(redis_url, source="weatherlight/test", drain=drain) as publisher:
+        keeper = Keeper(planned, terms, Teller(publisher, STREAMS), server_up=lambda: bool(up))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(keeper.run)
+            assert await wait_for(lambda: noted(redis, "r", "worker_waits"))
+            assert await noted(redis, "r", "worker_started") == []
+            up.append(True)
+    assert len(await noted(redis, "r", "worker_started")) == 2
+    (died,) = await alerts(redis, "r", "worker_died")
+    (given_up,) = await alerts(redis, "r", "worker_given_up")
+    for told in (died, given_up):
+        assert told.attributes["how"] == "exit code 2"
+        assert "nowhere.py" in told.attributes["reason"]
+    assert (keeper.given_up, keeper.condition.health) == (True, Health.ENDED)

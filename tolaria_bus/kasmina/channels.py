@@ -1,0 +1,194 @@
+"""Where the output channels of a layer go in a model, and so what must be cut with them.
+
+The model's forward is traced with ``torch.fx``. From the layer on, its channels are followed
+through what keeps them apart (activations, dropout, pooling, batch norms, a flatten) to the
+convolutions and linear layers that take them in. Anything else on the way (an addition, a
+concatenation, a seed or its slot, the model's output) ties the channels to something that is not to
+be cut: refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tolaria_bus.kasmina.errors import SeedRefused
+from tolaria_bus.kasmina.slot import SeedSlot
+
+_PASS_MODULES = (
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+)
+# Functions, and methods of tensors by name.
+_PASS_CALLS: frozenset[object] = frozenset(
+    {
+        F.relu,
+        F.leaky_relu,
+        F.gelu,
+        F.silu,
+        F.dropout,
+        F.max_pool2d,
+        F.avg_pool2d,
+        F.adaptive_avg_pool2d,
+        torch.relu,
+        torch.tanh,
+        torch.sigmoid,
+        "relu",
+        "tanh",
+        "sigmoid",
+        "contiguous",
+    }
+)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_LAYERS = (nn.Conv2d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A tensor of which one dimension is made of a layer's channels.
+
+    Attributes:
+        name: Qualified.
+        dim: Which dimension.
+        repeat: How many neighbours along it belong to one channel (the pixels, behind a flatten).
+        takes_in: It is the weight of a layer that takes the channels in.
+    """
+
+    name: str
+    dim: int
+    repeat: int = 1
+    takes_in: bool = False
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, SeedSlot) or super().is_leaf_module(m, module_qualified_name)
+
+
+def follow(model: nn.Module, target: str, seeds: Mapping[str, str]) -> list[Use]:
+    """Return every tensor that the output channels of a layer are a dimension of.
+
+    Args:
+        model: In whatever mode.
+        target: Path of a ``Conv2d`` or ``Linear``.
+        seeds: Path of a module → the seed that grows behind it.
+
+    Raises:
+        SeedRefused: ``bad_parameter``: it is none, or its channels can't be cut; the reason says
+            what is in the way.
+    """
+    modules = dict(model.named_modules())
+    layer = modules.get(target)
+    if type(layer) not in _LAYERS or (isinstance(layer, nn.Conv2d) and layer.groups != 1):
+        known = ", ".join(
+            name
+            for name, found in modules.items()
+            if type(found) in _LAYERS and getattr(found, "groups", 1) == 1
+        )
+        raise SeedRefused("bad_parameter", f"target is {target!r}; allowed: {known or 'none'}")
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise _refused(target, f"the model can't be traced: {type(error).__name__}: {text}") from (
+            error
+        )
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    own = [node for node in calls if node.target == target]
+    if len(own) != 1:
+        raise _refused(target, f"it is called {len(own)} times in a pass")
+    assert isinstance(layer, _LAYERS)
+    walk = _Walk(target, modules, calls, layer.weight.shape[0], seeds)
+    walk.produced(target, layer)
+    walk.go(own[0], flat=False)
+    _refuse_tied(model, target, walk.uses)
+    return walk.uses
+
+
+class _Walk:
+    def __init__(
+        self,
+        target: str,
+        modules: dict[str, nn.Module],
+        calls: list[fx.Node],
+        channels: int,
+        seeds: Mapping[str, str],
+    ) -> None:
+        self.uses: list[Use] = []
+        self._target = target
+        self._modules = modules
+        self._calls = calls
+        self._channels = channels
+        self._seeds = seeds
+
+    def produced(self, name: str, module: nn.Module) -> None:
+        """Every tensor of a module has the channels as its first dimension."""
+        named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        self.uses += [Use(f"{name}.{own}", 0) for own, tensor in named if tensor.dim()]
+
+    def go(self, node: fx.Node, *, flat: bool) -> None:
+        """Follow what a node returns; ``flat``: pixels of a channel are features by now."""
+        if node.target in self._seeds:
+            seed_id = self._seeds[str(node.target)]
+            raise _refused(self._target, f"the seed {seed_id!r} grows behind {node.target}")
+        for user in node.users:
+            if user.op == "call_module":
+                self._module(user, flat=flat)
+            elif user.target in _PASS_CALLS:
+                self.go(user, flat=flat)
+            elif _flattens(user):
+                self.go(user, flat=True)
+            else:
+                raise _refused(self._target, f"its channels go into {user.target or user.op}")
+
+    def _module(self, user: fx.Node, *, flat: bool) -> None:
+        name = str(user.target)
+        module = self._modules[name]
+        if sum(call.target == name for call in self._calls) > 1:
+            raise _refused(self._target, f"its channels go into {name}, which is called twice")
+        if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+            self.go(user, flat=True)
+        elif type(module) in _PASS_MODULES:
+            self.go(user, flat=flat)
+        elif type(module) in _NORMS and not flat:
+            self.produced(name, module)
+            self.go(user, flat=flat)
+        elif type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1):
+            width = module.weight.shape[1]
+            if width % self._channels:
+                raise _refused(self._target, f"{name} takes {width} features of its channels")
+            self.uses.append(Use(f"{name}.weight", 1, width // self._channels, takes_in=True))
+        else:
+            raise _refused(self._target, f"its channels go into {name}, a {type(module).__name__}")
+
+
+def _flattens(node: fx.Node) -> bool:
+    """``torch.flatten(x, 1)`` or ``x.flatten(1)``."""
+    names = (torch.flatten, "flatten")
+    return node.target in names and tuple(node.args[1:]) == (1,) and not node.kwargs
+
+
+def _refuse_tied(model: nn.Module, target: str, uses: list[Use]) -> None:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    cut = {use.name for use in uses}
+    for tied in names.values():
+        if len(tied) > 1 and cut & set(tied):
+            raise _refused(target, f"{' and '.join(tied)} are one parameter")
+
+
+def _refused(target: str, why: str) -> SeedRefused:
+    return SeedRefused("bad_parameter", f"target is {target!r}: {why}")
