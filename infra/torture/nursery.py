@@ -5,8 +5,8 @@ imports it all, begins nothing, and forks a child for each life. The child is a 
 it runs the same command line, has its own generators, files, sockets and memory, and dies of the
 same SIGKILL. What it shares with its siblings is the code that was read from disk.
 
-Protocol, a line of JSON each way: ``{"words", "cwd", "log", "environment", "said", "cold"}`` is answered
-by ``{"pid"}``, ``{"reap": pid}`` by ``{"code"}`` as ``Popen.returncode`` has it.
+Protocol, a line of JSON each way: ``{"words", "cwd", "log", "environment", "said", "cold"}`` is
+answered by ``{"pid"}``, ``{"reap": pid}`` by ``{"code"}`` as ``Popen.returncode`` has it.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def main() -> None:
         os.write(answers, json.dumps(answer).encode() + b"\n")
 
 
-def _work(words: list[str], cwd: str, log: str, environment: dict[str, str], said: str) -> NoReturn:
+def _work(
+    words: list[str], cwd: str, log: str, environment: dict[str, str], said: str, *, cold: bool
+) -> NoReturn:
     """Be a worker, as the command line would be one."""
     code: object = 70
     try:
@@ -148,7 +150,8 @@ def _work(words: list[str], cwd: str, log: str, environment: dict[str, str], sai
         os.chdir(cwd)
         os.environ.update(environment)
         if cold:
-            os.execv(sys.executable, [sys.executable, "-m", "tolaria_bus", *words])
+            words = [sys.executable, "-m", "tolaria_bus", *words]
+            os.execv(words[0], words)  # noqa: S606
         # As in a process that was not forked: nobody may depend on what these come to.
         random.seed()
         np.random.seed()  # noqa: NPY002
