@@ -69,12 +69,12 @@ def steps_after(owner: Any, name: str, steps: int) -> None:
         left = steps if left < 0 else left
         return original(*args, **options)
 
-    def counted(self: TrainStep, *args: Any) -> Any:
+    def counted(self: TrainStep, *args: Any, **options: Any) -> Any:
         nonlocal left
         if left == 0:
             kill()
         left -= left > 0
-        return step(self, *args)
+        return step(self, *args, **options)
 
     setattr(owner, name, noticed)
     TrainStep.__call__ = counted  # type: ignore[method-assign, assignment]
