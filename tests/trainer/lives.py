@@ -77,7 +77,7 @@ def steps_after(owner: Any, name: str, steps: int) -> None:
         return step(self, *args, **options)
 
     setattr(owner, name, noticed)
-    TrainStep.__call__ = counted  # type: ignore[method-assign, assignment]
+    TrainStep.__call__ = counted  # type: ignore[method-assign]
 
 
 MOMENTS: dict[str, Callable[[], None]] = {
