@@ -23,6 +23,7 @@ from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.oona.sealing import PAYLOAD
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
+from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointCorrupt, CheckpointStore
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.ledger import ID_CONFLICT
@@ -143,9 +144,14 @@ def _left_entries(tortured: Finished) -> Iterator[str]:
         if pending := tortured.operator.pending(stream):
             yield f"{pending} entries of {stream} were never finished"
     dead = len(tortured.operator.entries(STREAMS.dead(tortured.run.name)))
-    traps = tortured.operator.sent["trap"]
+    traps = _given_up(tortured)
     if dead != tortured.operator.rubbish + traps:
         yield f"{dead} dead letters for {tortured.operator.rubbish} of rubbish and {traps} given up"
+
+
+def _given_up(tortured: Finished) -> int:
+    """Commands given up: where it is steered freely, one may have been refused before."""
+    return sum(outcome.code == FATAL for outcome in tortured.operator.outcomes())
 
 
 def _lost_alerts(tortured: Finished) -> Iterator[str]:
@@ -172,7 +178,7 @@ def _lost_alerts(tortured: Finished) -> Iterator[str]:
         if record.HasField("cut") and record.cut.cause != "command":
             cause = record.cut.cause
             names["accuracy_collapsed" if cause == ACCURACY else f"loss_{cause}"] -= 1
-    names["command_given_up"] -= tortured.operator.sent["trap"]
+    names["command_given_up"] -= _given_up(tortured)
     for name, left in names.items():
         if left < 0:
             yield f"{-left} alerts {name} are missing, by what the journal says"
