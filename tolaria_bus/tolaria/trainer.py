@@ -213,25 +213,19 @@ class Trainer:
             self._resumed_from, sequence = found.name, found.meta["sequence"]
         replay = folder.live_after(sequence)
         self._exact = not changed
-        folder.write(
-            JournalRecord(
-                timeline=state.timeline,
-                step=state.step,
-                epoch=state.epoch,
-                started=RunStarted(
-                    run_id=self.run_id,
-                    job=self._job.name,
-                    seed=state.seed,
-                    lease_token=folder.ledger.starts + 1,
-                    resumed_from=self._resumed_from,
-                    environment=now,
-                    job_spec=self._job.spec,
-                    job_options=self._job.options,
-                    settings=deciding(self._settings),
-                    weights_sha256="" if found else weights_sha256(state.model),
-                ),
-            )
+        started = RunStarted(
+            run_id=self.run_id,
+            job=self._job.name,
+            seed=state.seed,
+            lease_token=folder.ledger.starts + 1,
+            resumed_from=self._resumed_from,
+            environment=now,
+            job_spec=self._job.spec,
+            job_options=self._job.options,
+            settings=deciding(self._settings),
+            weights_sha256="" if found else weights_sha256(state.model),
         )
+        folder.write(state.stamp(JournalRecord(started=started)))
         if changed:
             self._telemetry.alert("inexact", f"resumed under another environment: {changed}")
         if state.data.caution:
@@ -281,14 +275,8 @@ class Trainer:
         name = self._steering.save_at_end()
         weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
-        self._folder.write(
-            JournalRecord(
-                timeline=state.timeline,
-                step=state.step,
-                epoch=state.epoch,
-                stopped=RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights),
-            )
-        )
+        stopped = RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights)
+        self._folder.write(state.stamp(JournalRecord(stopped=stopped)))
         if self._steering.stopping == "finished":
             self._seeds.terminate()
             self._observations.end_run()

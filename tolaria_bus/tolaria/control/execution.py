@@ -186,10 +186,7 @@ class Execution:
 
     def write(self, *records: JournalRecord) -> None:
         """Append records with the run's coordinates. Raises JournalUnwritable."""
-        state = self._run.state
-        for record in records:
-            record.timeline, record.step, record.epoch = state.timeline, state.step, state.epoch
-        self._folder.write(*records)
+        self._folder.write(*map(self._run.state.stamp, records))
 
     def _cancel(self, command: AdaptationCommand) -> Details:
         wanted = command.cancel.command_id

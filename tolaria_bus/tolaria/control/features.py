@@ -47,14 +47,7 @@ def settle_fallbacks(
             description += " (it had worked before)"
         else:
             try:
-                folder.write(
-                    JournalRecord(
-                        timeline=state.timeline,
-                        step=state.step,
-                        epoch=state.epoch,
-                        decision=decision,
-                    )
-                )
+                folder.write(state.stamp(JournalRecord(decision=decision)))
             except JournalUnwritable as error:
                 telemetry.event("not_journaled", f"{FALLBACK}: {error}")
         telemetry.alert("engine_fallback", description, feature=feature)

@@ -155,13 +155,8 @@ class Guards:
                 say("conservative_mode", ("on: " if opens else "off: ") + reason)
 
     def _journal(self, decision: Decision) -> bool:
-        state = self._state
         try:
-            self._folder.write(
-                JournalRecord(
-                    timeline=state.timeline, step=state.step, epoch=state.epoch, decision=decision
-                )
-            )
+            self._folder.write(self._state.stamp(JournalRecord(decision=decision)))
         except JournalUnwritable as error:
             # A breaker changes no weight by itself: it works all the same, until the next start.
             self._telemetry.event("not_journaled", f"{decision.kind}: {error}")

@@ -195,14 +195,7 @@ class SeedWork:
             elif not self._telemetry.replaying:
                 decision = Decision(kind=SEED_FAILED, reason=why, values={"seed_id": seed_id})
                 try:
-                    self._folder.write(
-                        JournalRecord(
-                            timeline=state.timeline,
-                            step=state.step,
-                            epoch=state.epoch,
-                            decision=decision,
-                        )
-                    )
+                    self._folder.write(state.stamp(JournalRecord(decision=decision)))
                 except JournalUnwritable as error:
                     # It stays left out, and is tried again at the next fence.
                     self._telemetry.alert("journal_unwritable", str(error), critical=True)

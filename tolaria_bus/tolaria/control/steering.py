@@ -328,7 +328,7 @@ class Steering:
         self.guards.apply(decision)
         if decision.kind == FALLBACK:
             apply_fallback(decision, self.state)
-        if decision.kind == HALT:
+        elif decision.kind == HALT:
             mode = self.state.mode
             mode.halted = mode.conservative = True
             mode.reason, mode.by = decision.reason, "tolaria"

@@ -214,14 +214,9 @@ class Saving:
         self._pending = waiting
 
     def _note(self, name: str) -> None:
-        state = self._state
-        note = CheckpointSaved(name=name)
+        note = JournalRecord(checkpoint=CheckpointSaved(name=name))
         try:
-            self._folder.write(
-                JournalRecord(
-                    timeline=state.timeline, step=state.step, epoch=state.epoch, checkpoint=note
-                )
-            )
+            self._folder.write(self._state.stamp(note))
         except JournalUnwritable as error:
             # Only the note is missing: recovery looks at the checkpoints themselves.
             self._on_failed(name, f"durable, but not noted: {error}")

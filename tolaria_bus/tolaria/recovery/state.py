@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tolaria_bus.kasmina import Kasmina
-from tolaria_bus.leyline import RunMode
+from tolaria_bus.leyline import JournalRecord, RunMode
 from tolaria_bus.leyline.codec import from_json, to_json
 from tolaria_bus.safety.breakers import Breakers
 from tolaria_bus.tolaria.engine.data import TrainingBatches
@@ -84,6 +84,11 @@ class TrainingState:
     def epoch(self) -> int:
         """Epochs of data that have been passed."""
         return self.data.position // self.data.steps_per_epoch
+
+    def stamp(self, record: JournalRecord) -> JournalRecord:
+        """Write into a journal record at which fence it takes effect: here. Returns it."""
+        record.timeline, record.step, record.epoch = self.timeline, self.step, self.epoch
+        return record
 
     def note(self, reading: LossReading) -> None:
         """Take a loss into the statistics."""
