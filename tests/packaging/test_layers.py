@@ -20,6 +20,7 @@ HOUSE = (
     "jobs",
     "tolaria",
     "kasmina",
+    "configured",
     "oona",
     "safety",
     "logs",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.worker.processes import Terminal
+from tolaria_bus.configured import COMPAT_SECRET, compat_secret
 from tolaria_bus.settings import SettingError, load
-from tolaria_bus.worker.spec import COMPAT_SECRET, compat_secret
 
 
 @pytest.mark.parametrize(("wanted", "secret"), [(True, b"s3cret"), (False, None)])

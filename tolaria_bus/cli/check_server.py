@@ -12,8 +12,8 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from tolaria_bus.cli.finding import Finding, bad, good, note, worst
 from tolaria_bus.cli.follow import reach
-from tolaria_bus.cli.opening import key_ring
 from tolaria_bus.cli.who import live_runs
+from tolaria_bus.configured import key_ring
 from tolaria_bus.oona.connection import BadUrl, ServerUnreachable, is_local, redacted, servers
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import FRESH_AHEAD_MS, FRESH_BACK_MS

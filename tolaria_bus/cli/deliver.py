@@ -20,13 +20,14 @@ from tolaria_bus.cli.describe import command_name, describe
 from tolaria_bus.cli.follow import BLOCK, Follower, last_ids, reach, reason_of
 from tolaria_bus.cli.leaving import interrupt_at_once
 from tolaria_bus.cli.locate import Place, locate, only_run
-from tolaria_bus.cli.opening import Reader, key_ring
+from tolaria_bus.cli.opening import Reader
 from tolaria_bus.cli.options import WAIT_SECONDS, Sending
 from tolaria_bus.cli.render import Shown, run_shown
 from tolaria_bus.cli.style import Part, paint, wants_colour
 from tolaria_bus.cli.verdict import Exit, answers, exit_code, is_deferred
 from tolaria_bus.cli.who import live_runs
 from tolaria_bus.cli.words import ComposeError
+from tolaria_bus.configured import key_ring
 from tolaria_bus.leyline import AdaptationCommand, DeadLetter
 from tolaria_bus.leyline.codec import to_json
 from tolaria_bus.oona.sealing import seal

@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 
 from tolaria_bus.cli.follow import reach
 from tolaria_bus.cli.locate import Asked, Place, locate, only_run
-from tolaria_bus.cli.opening import compat_secret, key_ring
 from tolaria_bus.cli.who import known_runs, live_runs
 from tolaria_bus.cli.words import ComposeError
+from tolaria_bus.configured import compat_secret, key_ring
 from tolaria_bus.oona.examining import Examiner
 from tolaria_bus.oona.letters import Found, LetterBox
 from tolaria_bus.oona.trust import KeyRing, parse_entry_id

@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import Final
 
 from tolaria_bus.cli.render import Shown
+from tolaria_bus.configured import compat_secret, key_ring
 from tolaria_bus.oona.opening import Opener, Refused
 from tolaria_bus.oona.trust import KeyRing
-from tolaria_bus.settings import SettingError, Settings
-
-COMPAT_SECRET: Final = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
-
-
-def key_ring(settings: Settings) -> KeyRing:
-    """Return the ring that ``signing_keys`` names; empty where signing is off.
-
-    Raises:
-        SettingError: A key is malformed.
-    """
-    if settings.signing_keys is None:
-        return KeyRing()
-    try:
-        return KeyRing.parse(settings.signing_keys.get_secret_value())
-    except ValueError as error:
-        raise SettingError(f"setting signing_keys: {error}") from None
-
-
-def compat_secret(settings: Settings) -> bytes | None:
-    """Return the secret of envelopes with fields 1 to 3; ``None`` where those aren't read.
-
-    Raises:
-        SettingError: They are to be, and there is none.
-    """
-    if not settings.compat_envelopes:
-        return None
-    secret = os.environ.get(COMPAT_SECRET, "")
-    if not secret:
-        raise SettingError(
-            f"setting compat_envelopes = True: {COMPAT_SECRET} is not set in the environment; "
-            "it is the secret that those envelopes are signed with"
-        )
-    return secret.encode()
+from tolaria_bus.settings import Settings
 
 
 class Reader:

@@ -65,7 +65,7 @@ def weatherlight(
     Ctrl-C stops the workers in good order. Killed itself, it leaves them at work: the same command
     adopts them. Exits 0 when every run came to its end, 1 if one was given up.
     """
-    from tolaria_bus.cli.opening import key_ring
+    from tolaria_bus.configured import key_ring
     from tolaria_bus.logs import configure
     from tolaria_bus.settings import load
     from tolaria_bus.weatherlight import Watch, plan, supervise

@@ -23,15 +23,15 @@ import structlog
 from anyio.abc import TaskStatus
 from prometheus_client.registry import CollectorRegistry
 
+from tolaria_bus.configured import copies, metrics_endpoint
 from tolaria_bus.oona.alone import OpenPublisher, open_publisher
-from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.embedded import EmbeddedServer
 from tolaria_bus.oona.running import Note, registered
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.oona.url import parse
 from tolaria_bus.safety.endpoint import Endpoint
-from tolaria_bus.settings import SettingError, Settings
+from tolaria_bus.settings import Settings
 from tolaria_bus.weatherlight.claim import claimed
 from tolaria_bus.weatherlight.fleet import Planned
 from tolaria_bus.weatherlight.judging import Health
@@ -96,7 +96,7 @@ def supervise(watch: Watch) -> int:
         state.mkdir(parents=True, exist_ok=True)
         url = settings.redis_url or _embedded(stack, watch.fleet, state)
         registry = CollectorRegistry()
-        endpoint = _endpoint(stack, settings, registry)
+        endpoint = metrics_endpoint(stack, settings, registry)
         return anyio.run(
             _serve,
             watch,
@@ -121,7 +121,7 @@ async def _serve(
         spool=state / "spool",
         streams=streams,
         drain=_DRAIN,
-        copies=_copies(settings),
+        copies=copies(settings),
         on_event=_log_event,
     ) as publisher:
         teller = Teller(publisher, streams)
@@ -265,25 +265,6 @@ def _embedded(stack: ExitStack, fleet: Sequence[Planned], state: Path) -> str:
             stack.callback(path.unlink, missing_ok=True)
     structlog.get_logger().info("embedded server", address=server.url, by_hand=server.cli)
     return server.url
-
-
-def _endpoint(stack: ExitStack, settings: Settings, registry: CollectorRegistry) -> Endpoint | None:
-    if settings.metrics_port is None:
-        return None
-    host, port = settings.metrics_host, settings.metrics_port
-    try:
-        endpoint = stack.enter_context(Endpoint(host, port, registry))
-    except OSError as error:
-        text = f"can't listen at {host}: {error.strerror or error}"
-        raise SettingError(f"setting metrics_port = {port}: {text}") from None
-    structlog.get_logger().info("metrics", address=f"{endpoint.url}/metrics")
-    return endpoint
-
-
-def _copies(settings: Settings) -> Copies | None:
-    if not settings.wait_replicas and not settings.wait_on_disk:
-        return None
-    return Copies(settings.wait_replicas, on_disk=settings.wait_on_disk)
 
 
 def _log_event(name: str, detail: Mapping[str, str]) -> None:

@@ -16,10 +16,10 @@ import structlog
 from prometheus_client.registry import CollectorRegistry
 from redis.exceptions import RedisError
 
+from tolaria_bus.configured import copies
 from tolaria_bus.leyline import MessagePriority
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer
-from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.dead_letters import begun_key
 from tolaria_bus.oona.directory import beat, write_status
 from tolaria_bus.oona.metrics import stalled
@@ -253,7 +253,7 @@ class Bus:
             self._ring,
             token=self._token,
             lengths={stream: kept.hard for stream, kept in self._retentions.items()},
-            copies=_copies(self._settings),
+            copies=copies(self._settings),
             on_event=self._on_event,
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
         )
@@ -315,9 +315,3 @@ class Bus:
             else MessagePriority.MESSAGE_PRIORITY_NORMAL
         )
         self.outbound.telemetry(bus_event(self._run, name, detail, priority), priority)
-
-
-def _copies(settings: Settings) -> Copies | None:
-    if not settings.wait_replicas and not settings.wait_on_disk:
-        return None
-    return Copies(settings.wait_replicas, on_disk=settings.wait_on_disk)

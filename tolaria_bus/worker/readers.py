@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 
+from tolaria_bus.configured import compat_secret
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer
 from tolaria_bus.oona.events import OnEvent
@@ -15,7 +16,6 @@ from tolaria_bus.oona.trust import KeyRing, NonceWindow
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.worker.bridge import ALERTS, COMMANDS
-from tolaria_bus.worker.spec import compat_secret
 
 GROUP = "tolaria"
 """Of a run's own stream; on shared ones each run has its own, see :func:`shared_group`."""

@@ -20,12 +20,12 @@ import anyio
 import structlog
 from prometheus_client.registry import CollectorRegistry
 
+from tolaria_bus.configured import compat_secret, key_ring, metrics_endpoint
 from tolaria_bus.logs import configure
 from tolaria_bus.oona.connection import check
 from tolaria_bus.oona.embedded import EmbeddedServer
 from tolaria_bus.safety import Signals, WorkerState
 from tolaria_bus.safety.endpoint import Endpoint
-from tolaria_bus.settings import SettingError, Settings
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.engine.job import Job, load_job
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
@@ -37,8 +37,6 @@ from tolaria_bus.worker.leaving import Deadline, exit_at_once, watch_signals
 from tolaria_bus.worker.spec import (
     WorkerSpec,
     check_trust,
-    compat_secret,
-    key_ring,
     new_run_id,
     run_path,
 )
@@ -90,7 +88,7 @@ def run_worker(spec: WorkerSpec) -> RunSummary:
         if warning := check_trust(spec.settings, ring, url):
             log.warning(warning)
         registry = CollectorRegistry()
-        endpoint = _endpoint(stack, spec.settings, registry)
+        endpoint = metrics_endpoint(stack, spec.settings, registry)
         prepared = _Prepared(spec, job, run, folder, signals, url, endpoint, registry)
         summary = anyio.run(
             _serve, prepared, backend="asyncio", backend_options={"use_uvloop": True}
@@ -105,19 +103,6 @@ def _embedded(stack: ExitStack, path: Path, run: str) -> str:
         "embedded server", run=run, address=server.url, by_hand=server.cli, folder=str(path)
     )
     return server.url
-
-
-def _endpoint(stack: ExitStack, settings: Settings, registry: CollectorRegistry) -> Endpoint | None:
-    if settings.metrics_port is None:
-        return None
-    host, port = settings.metrics_host, settings.metrics_port
-    try:
-        endpoint = stack.enter_context(Endpoint(host, port, registry))
-    except OSError as error:
-        text = f"can't listen at {host}: {error.strerror or error}"
-        raise SettingError(f"setting metrics_port = {port}: {text}") from None
-    structlog.get_logger().info("metrics", address=f"{endpoint.url}/metrics")
-    return endpoint
 
 
 async def _serve(prepared: _Prepared) -> RunSummary:

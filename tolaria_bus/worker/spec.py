@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from tolaria_bus.oona.connection import is_local
 from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.settings import SettingError, Settings
 from tolaria_bus.tolaria.summary import Progress
-
-COMPAT_SECRET: Final = "ESPER_LEYLINE_SECRET"  # noqa: S105 - the name of a variable
 
 
 @dataclass(frozen=True)
@@ -50,37 +47,6 @@ def new_run_id(job: str) -> str:
 def run_path(settings: Settings, run: str) -> Path:
     """The run's folder, absolute."""
     return (settings.run_dir or settings.runs_dir / run).expanduser().resolve()
-
-
-def key_ring(settings: Settings) -> KeyRing:
-    """The key ring that the settings name; empty where signing is off.
-
-    Raises:
-        SettingError: A key is malformed.
-    """
-    if settings.signing_keys is None:
-        return KeyRing()
-    try:
-        return KeyRing.parse(settings.signing_keys.get_secret_value())
-    except ValueError as error:
-        raise SettingError(f"setting signing_keys: {error}") from None
-
-
-def compat_secret(settings: Settings) -> bytes | None:
-    """The secret of envelopes with fields 1-3; ``None`` where those aren't taken.
-
-    Raises:
-        SettingError: They are to be taken, and there is none.
-    """
-    if not settings.compat_envelopes:
-        return None
-    secret = os.environ.get(COMPAT_SECRET, "")
-    if not secret:
-        raise SettingError(
-            f"setting compat_envelopes = True: {COMPAT_SECRET} is not set in the environment; "
-            "it is the secret that those envelopes are signed with"
-        )
-    return secret.encode()
 
 
 def check_trust(settings: Settings, ring: KeyRing, url: str) -> str:
