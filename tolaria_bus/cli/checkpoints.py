@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from tolaria_bus.cli.journal import JsonOption, RunArgument
-from tolaria_bus.cli.lazy import HELP, command, group
+from tolaria_bus.cli.lazy import build_words
 
 if TYPE_CHECKING:
     from tolaria_bus.tolaria.recovery.checkpoint_view import CheckpointView
@@ -116,17 +115,7 @@ def export(
 
 def build() -> Any:
     """Build the group ``checkpoints``."""
-    words = (ls, verify, show, export)
-    members = {item.__name__: functools.partial(command, item, item.__name__) for item in words}
-    app = typer.Typer(
-        cls=group(members),
-        add_completion=False,
-        rich_markup_mode="markdown",
-        context_settings=HELP,
-        no_args_is_help=True,
-    )
-    app.callback()(_before)
-    return typer.main.get_command(app)
+    return build_words(_before, ls, verify, show, export)
 
 
 def _before() -> None:

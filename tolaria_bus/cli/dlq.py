@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, Any, Final
 
 import typer
 
-from tolaria_bus.cli.lazy import HELP, command, group
+from tolaria_bus.cli.lazy import build_words
 from tolaria_bus.cli.options import RedisOption, RunDirOption, RunOption
 
 SharedOption = Annotated[
@@ -167,17 +166,7 @@ def purge(
 
 def build() -> Any:
     """Build the group ``dlq``."""
-    words = (ls, show, replay, purge)
-    members = {item.__name__: functools.partial(command, item, item.__name__) for item in words}
-    app = typer.Typer(
-        cls=group(members),
-        add_completion=False,
-        rich_markup_mode="markdown",
-        context_settings=HELP,
-        no_args_is_help=True,
-    )
-    app.callback()(_before)
-    return typer.main.get_command(app)
+    return build_words(_before, ls, show, replay, purge)
 
 
 def _before() -> None:

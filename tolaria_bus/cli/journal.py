@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tolaria_bus.cli.lazy import HELP, command, group
+from tolaria_bus.cli.lazy import build_words, command
 from tolaria_bus.settings import SettingError
 
 if TYPE_CHECKING:
@@ -91,15 +90,7 @@ def history(run: RunArgument, as_json: JsonOption = False) -> None:
 
 def build() -> Any:
     """Build the group ``journal``."""
-    app = typer.Typer(
-        cls=group({"show": functools.partial(command, show, "show")}),
-        add_completion=False,
-        rich_markup_mode="markdown",
-        context_settings=HELP,
-        no_args_is_help=True,
-    )
-    app.callback()(_before)
-    return typer.main.get_command(app)
+    return build_words(_before, show)
 
 
 def build_history() -> Any:

@@ -58,6 +58,33 @@ def group(members: Mapping[str, Loader]) -> type[LazyGroup]:
     return type("CommandGroup", (LazyGroup,), {"loaders": members})
 
 
+def build_group(before: Callable[..., Any], members: Mapping[str, Loader], **options: Any) -> Any:
+    """Build a group.
+
+    Args:
+        before: Called before any of its commands; its docstring is the group's own help.
+        members: Its commands.
+        options: More for typer.
+    """
+    app = typer.Typer(
+        cls=group(members),
+        add_completion=False,
+        rich_markup_mode="markdown",
+        context_settings=HELP,
+        no_args_is_help=True,
+        **options,
+    )
+    app.callback()(before)
+    return get_command(app)
+
+
+def build_words(before: Callable[..., Any], *words: Callable[..., Any]) -> Any:
+    """Build a group whose commands are these functions, under their own names."""
+    return build_group(
+        before, {word.__name__: functools.partial(command, word, word.__name__) for word in words}
+    )
+
+
 def command(function: Callable[..., Any], name: str) -> Any:
     """Build one command from a function whose annotations are its arguments and options."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from tolaria_bus.cli import compose_command as compose
-from tolaria_bus.cli.lazy import HELP, command, group
+from tolaria_bus.cli.lazy import build_group, command
 from tolaria_bus.cli.options import (
     Sending,
     context_parameter,
@@ -201,20 +201,10 @@ def build() -> Any:
     members = {
         words.__name__: functools.partial(_build_one, words.__name__, words) for words in _WORDS
     }
-    app = typer.Typer(
-        cls=group(members),
-        add_completion=False,
-        rich_markup_mode="markdown",
-        context_settings=HELP,
-        no_args_is_help=True,
-        invoke_without_command=True,
+    before = with_parameters(
+        _before, context_parameter(), *own_parameters(_json)[:1], *shared_parameters()
     )
-    app.callback()(
-        with_parameters(
-            _before, context_parameter(), *own_parameters(_json)[:1], *shared_parameters()
-        )
-    )
-    return typer.main.get_command(app)
+    return build_group(before, members, invoke_without_command=True)
 
 
 def _build_one(name: str, words: Callable[..., AdaptationCommand]) -> Any:
