@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,18 @@ from pathlib import Path
 import pytest
 
 _MOUNT = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"'
+
+
+def fill(folder: Path) -> None:
+    """Leave no room on the file system of a folder; deleting ``ballast`` there makes some."""
+    with (folder / "ballast").open("ab", buffering=0) as file:
+        for size in (1 << 16, 1 << 12):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
 
 
 def run_on_small_disk(code: str, folder: Path, *, size: str) -> None:

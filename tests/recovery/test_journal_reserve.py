@@ -11,20 +11,12 @@ from tests.recovery.small_disk import run_on_small_disk
 from tolaria_bus.tolaria.recovery.journal import RESERVE_BYTES, Journal, read_records
 
 FULL = """
-import errno, os, pathlib, sys
+import pathlib, sys
 from tests.recovery.records import attempt, deferred, intent, note, result, started
+from tests.recovery.small_disk import fill
 from tolaria_bus.tolaria.recovery.journal import Journal, JournalUnwritable, read_records
 
 folder = pathlib.Path(sys.argv[1])
-
-def fill():
-    with (folder / "ballast").open("ab", buffering=0) as file:
-        for size in (1 << 16, 1 << 12):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
 
 def refused(*records):
     before = journal.last_sequence
@@ -40,7 +32,7 @@ def refused(*records):
 run = folder / "run"
 with Journal.open(run, segment_bytes=3_000_000) as journal:
     journal.append(intent("a"), attempt("a"))
-    fill()
+    fill(folder)
     large = note("x" * 40_000)
     for size in (40_000, 400, 1):  # Until what is held beyond the reserve is used up.
         try:
@@ -62,7 +54,7 @@ with Journal.open(run, segment_bytes=3_000_000) as journal:  # Starting again is
     refused(intent("b"))
     (folder / "ballast").unlink()
     journal.append(intent("b"))
-    fill()
+    fill(folder)
     try:
         while True:
             journal.append(large)

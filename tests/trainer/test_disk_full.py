@@ -9,8 +9,9 @@ import pytest
 from tests.recovery.small_disk import run_on_small_disk
 
 FULL = """
-import errno, pathlib, sys
+import pathlib, sys
 import torch
+from tests.recovery.small_disk import fill
 from tests.trainer.conftest import Moons, Run
 from tolaria_bus.settings import load
 from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
@@ -23,13 +24,7 @@ class FillsUp(RecordingOutbound):
     def state(self, packet):
         super().state(packet)
         if len(self.states) == 2:  # Before the second epoch's checkpoint.
-            with (disk / "ballast").open("ab", buffering=0) as file:
-                for size in (1 << 16, 1 << 12):
-                    try:
-                        while True:
-                            file.write(b"x" * size)
-                    except OSError as error:
-                        assert error.errno == errno.ENOSPC
+            fill(disk)
 
 def make(outbound):
     settings, _ = load(device="cpu", telemetry_seconds=0.0)

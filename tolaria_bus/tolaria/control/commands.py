@@ -7,7 +7,6 @@ until that function is called, and a command that was refused has changed nothin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -24,7 +23,13 @@ from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.observing import window_refused
 from tolaria_bus.tolaria.control.optimizer_commands import judge_optimizer, rate_effect
 from tolaria_bus.tolaria.control.seed_commands import judge_pruning, judge_seed
-from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
+from tolaria_bus.tolaria.control.steerable import (
+    CommandRefused,
+    Details,
+    Effect,
+    Steerable,
+    finite_number,
+)
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
 
 __all__ = ["CommandRefused", "Details", "Effect", "Steerable", "prepare"]
@@ -134,7 +139,7 @@ def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
     data = payload.get("data", "skip")
     if data not in {"skip", "replay"}:
         raise CommandRefused("bad_payload", f"data = {data!r}: must be skip or replay")
-    factor = _number("lr_factor", payload.get("lr_factor", 1.0))
+    factor = finite_number("lr_factor", payload.get("lr_factor", 1.0))
     if not 0.0 < factor <= 1.0:
         raise CommandRefused("out_of_range", f"lr_factor = {factor}: must be in (0, 1]")
     step = _whole("target_step", payload.get("target_step"))
@@ -190,16 +195,10 @@ def _mode(command: AdaptationCommand, run: Steerable) -> Effect:
     return effect
 
 
-def _number(field: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CommandRefused("out_of_range", f"{field} = {value!r}: must be a finite number")
-    return float(value)
-
-
 def _whole(field: str, value: object) -> int | None:
     if value is None:
         return None
-    number = _number(field, value)
+    number = finite_number(field, value)
     if number < 0 or number != int(number):
         raise CommandRefused("out_of_range", f"{field} = {value!r}: must be a whole number from 0")
     return int(number)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from tolaria_bus.leyline import AdaptationCommand
 from tolaria_bus.leyline.codec import hyperparameters
-from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
+from tolaria_bus.tolaria.control.steerable import (
+    CommandRefused,
+    Details,
+    Effect,
+    Steerable,
+    finite_number,
+)
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateRefused
 from tolaria_bus.tolaria.engine.optimizer import OptimizerRefused, RebuildFailed
 
@@ -57,7 +62,8 @@ def judge_optimizer(command: AdaptationCommand, run: Steerable) -> Effect:
     rate = values.pop("lr", None)
     change_rate: Effect = dict
     if rate is not None:
-        change_rate = rate_effect(run, rate=_number(rate), factor=None, warmup_steps=0, group=None)
+        rate = finite_number("lr", rate)
+        change_rate = rate_effect(run, rate=rate, factor=None, warmup_steps=0, group=None)
     try:
         if other:
             change = _another_class(wanted.optimizer_id, values, run)
@@ -110,9 +116,3 @@ def _another_class(name: str, values: Mapping[str, Any], run: Steerable) -> Effe
         }
 
     return effect
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CommandRefused("out_of_range", f"lr = {value!r}: must be a finite number")
-    return float(value)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.seeds import SeedWork
+from tolaria_bus.tolaria.engine.numbers import is_number
 from tolaria_bus.tolaria.recovery.restore_points import Target
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
@@ -25,6 +26,17 @@ class CommandRefused(ValueError):
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
         self.code = code
+
+
+def finite_number(field: str, value: object) -> float:
+    """A number that a command brings.
+
+    Raises:
+        CommandRefused: ``out_of_range``: it isn't one, or not finite.
+    """
+    if not is_number(value):
+        raise CommandRefused("out_of_range", f"{field} = {value!r}: must be a finite number")
+    return float(value)
 
 
 class Steerable(Protocol):
