@@ -18,6 +18,15 @@ from typing import Any
 
 from tolaria_bus.leyline import CircuitBreakerState
 
+STATES = frozenset(
+    {
+        CircuitBreakerState.CIRCUIT_STATE_CLOSED,
+        CircuitBreakerState.CIRCUIT_STATE_OPEN,
+        CircuitBreakerState.CIRCUIT_STATE_HALF_OPEN,
+    }
+)
+"""That a breaker can be in."""
+
 
 @dataclass(frozen=True)
 class BreakerPolicy:
@@ -136,7 +145,7 @@ class Breaker:
         Raises:
             ValueError: ``state`` is none of closed, open, half-open.
         """
-        if state not in _STATES:
+        if state not in STATES:
             raise ValueError("state must be closed, open or half_open")
         self._become(state, now, reason)
         self.held = state == CircuitBreakerState.CIRCUIT_STATE_OPEN
@@ -162,11 +171,4 @@ class Breaker:
             setattr(self, name, saved[name])
 
 
-_STATES = frozenset(
-    {
-        CircuitBreakerState.CIRCUIT_STATE_CLOSED,
-        CircuitBreakerState.CIRCUIT_STATE_OPEN,
-        CircuitBreakerState.CIRCUIT_STATE_HALF_OPEN,
-    }
-)
 _SAVED = ("state", "failures", "trials", "opened", "since", "held", "reason")

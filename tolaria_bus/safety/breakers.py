@@ -110,7 +110,7 @@ def clock(name: str, *, step: int, epoch: int) -> float:
 
 def state_name(state: CircuitBreakerState.ValueType) -> str:
     """``closed``, ``open`` or ``half_open``."""
-    return short_name(CircuitBreakerState, state).removeprefix("CIRCUIT_STATE_").lower()
+    return short_name(CircuitBreakerState, state).lower()
 
 
 def told(change: BreakerChange) -> str:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from tolaria_bus.leyline import AdaptationCommand, CircuitBreakerState
+from tolaria_bus.leyline import AdaptationCommand
+from tolaria_bus.safety.breaker import STATES
 from tolaria_bus.safety.breakers import clock, state_name
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
-
-_STATES = frozenset(
-    {
-        CircuitBreakerState.CIRCUIT_STATE_CLOSED,
-        CircuitBreakerState.CIRCUIT_STATE_OPEN,
-        CircuitBreakerState.CIRCUIT_STATE_HALF_OPEN,
-    }
-)
 
 
 def judge_breaker(command: AdaptationCommand, run: Steerable) -> Effect:
@@ -26,7 +19,7 @@ def judge_breaker(command: AdaptationCommand, run: Steerable) -> Effect:
     if wanted.breaker not in state.breakers:
         known = ", ".join(state.breakers.names)
         raise CommandRefused("bad_payload", f"breaker = {wanted.breaker!r}: must be one of {known}")
-    if wanted.desired_state not in _STATES:
+    if wanted.desired_state not in STATES:
         raise CommandRefused(
             "bad_payload",
             f"desired_state = {wanted.desired_state}: must be closed, open or half_open",
