@@ -6,7 +6,8 @@ Kasmina owns the seeds; here is what a change of theirs means to the rest of a r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tolaria_bus.kasmina import (
@@ -66,13 +67,10 @@ class SeedWork:
             SeedRefused: its gate does.
         """
         state = self._state
-        try:
+        with self._telling_refusal(plan.seed_id):
             grown = state.kasmina.germinate(
                 plan, seed=state.seed, step=state.step, epoch=state.epoch
             )
-        except SeedRefused as refused:
-            self._tell_gate(plan.seed_id, refused.reading)
-            raise
         self._tell_gate(plan.seed_id, grown.reading)
         group = group_of(plan.seed_id)
         state.optimizer.add_parameters(group, grown.parameters)
@@ -93,11 +91,8 @@ class SeedWork:
             SeedRefused: its gate does.
         """
         state = self._state
-        try:
+        with self._telling_refusal(plan.seed_id):
             transition = state.kasmina.operate(plan, self._moment())
-        except SeedRefused as refused:
-            self._tell_gate(plan.seed_id, refused.reading)
-            raise
         if transition.removed:
             state.optimizer.remove_group(group_of(plan.seed_id))
             state.learning_rate.release(group_of(plan.seed_id))
@@ -121,11 +116,8 @@ class SeedWork:
             SeedRefused: its gate does.
         """
         state = self._state
-        try:
+        with self._telling_refusal(plan.target, is_a="target"):
             done = state.kasmina.prune(plan, self._moment())
-        except SeedRefused as refused:
-            self._tell_gate(plan.target, refused.reading, is_a="target")
-            raise
         for narrowed in done.narrowed:
             state.optimizer.narrow(narrowed.name, narrowed.dim, narrowed.keep)
         self._tell_gate(plan.target, done.reading, is_a="target")
@@ -217,6 +209,14 @@ class SeedWork:
                 before=before,
                 after=after,
             )
+
+    @contextmanager
+    def _telling_refusal(self, subject: str, *, is_a: str = "seed_id") -> Iterator[None]:
+        try:
+            yield
+        except SeedRefused as refused:
+            self._tell_gate(subject, refused.reading, is_a=is_a)
+            raise
 
     def _tell_gate(
         self, subject: str, reading: GateReading | None, *, is_a: str = "seed_id"
