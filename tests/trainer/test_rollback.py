@@ -57,6 +57,24 @@ SCENES: dict[str, tuple[type[Moons], list[tuple[str, int]], dict[str, Any]]] = {
 }
 
 
+def test_what_is_in_memory_alone_is_no_place_to_go_back_to(make_run) -> None:
+    """A process that was killed has it no more, and must come to the same answer."""
+    ends = {}
+    for way, megabytes in (("memory", 100), ("disk", 0)):
+        run = make_run(
+            way,
+            checkpoint_keep=1,
+            snapshot_every_steps=8,
+            snapshot_keep=9,
+            snapshot_memory_mb=megabytes,
+        )
+        run.send(BACK % '{"target_step": 24}', at_step=40)
+        ends[way] = run.train().weights_sha256
+        assert run.outcome("back").code == "no_checkpoint"
+        assert "steps 32 to 40 can be reached" in run.outcome("back").reason
+    assert ends["memory"] == ends["disk"]
+
+
 @pytest.mark.parametrize("scene", SCENES)
 def test_from_memory_or_from_a_checkpoint_the_bits_are_the_same(make_run, scene: str) -> None:
     job, commands, settings = SCENES[scene]

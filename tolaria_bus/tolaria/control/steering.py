@@ -114,14 +114,6 @@ class Steering:
         self.cadence = Cadence(
             settings.snapshot_every_steps, settings.snapshot_at_epochs, state.data.steps_per_epoch
         )
-        self._rollback = Rollback(
-            state,
-            folder,
-            self._snapshots,
-            self.cadence,
-            clean_steps=settings.rollback_clean_steps,
-            lr_factor=settings.rollback_lr_factor,
-        )
         self._saving = Saving(
             state,
             folder,
@@ -130,6 +122,15 @@ class Steering:
             on_failed=self._not_saved,
             waiting=saving,
             writer=settings.checkpoint_writer,
+        )
+        self._rollback = Rollback(
+            state,
+            folder,
+            self._snapshots,
+            self.cadence,
+            settle=self._saving.wait,
+            clean_steps=settings.rollback_clean_steps,
+            lr_factor=settings.rollback_lr_factor,
         )
         self._deadline = deadline
         self._wall_ns = wall_ns
@@ -302,9 +303,6 @@ class Steering:
         self.fence.rewind(records, source.sequence)
         self.fence.tell_undone(cut)
         self._mark_checkpoints()
-        if not self.fence.behind and not self._folder.live_checkpoints():
-            # It lies before the oldest checkpoint: without a new one a restart would begin anew.
-            self._saving.later(self.fence.contained)
         return describe(cut.cut, cut.timeline)
 
     def apply_cut(self, cut: TimelineCut, timeline: int) -> None:

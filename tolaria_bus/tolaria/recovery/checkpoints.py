@@ -259,6 +259,10 @@ class CheckpointStore:
                 return False
             return True
 
+    def makes_room(self, live: int) -> bool:
+        """May the next checkpoint take the place of one of so many live ones?"""
+        return live >= self._keep or self._max_bytes is not None
+
     def _set_aside(self, bad: CheckpointCorrupt) -> None:
         if bad.reason != "missing":
             self.on_event("checkpoint_set_aside", set_aside(self.folder / bad.name, bad))

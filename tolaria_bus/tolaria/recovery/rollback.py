@@ -13,7 +13,7 @@ state: timeline, data position, learning rates; the mode goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,7 @@ class Rollback:
         folder: Its journal and checkpoints.
         snapshots: Its states in memory.
         cadence: Which states may be gone back to by themselves.
+        settle: Waits until the checkpoints that were begun are written, and old ones removed.
         clean_steps: So many sound steps beyond where it failed, and a failure is overcome.
         lr_factor: Learning rates after an automatic rollback, once more for each in a row.
     """
@@ -96,6 +97,7 @@ class Rollback:
     folder: RunFolder
     snapshots: Snapshots
     cadence: Cadence
+    settle: Callable[[], None] = lambda: None
     clean_steps: int = 100
     lr_factor: float = 0.5
 
@@ -305,6 +307,7 @@ class Rollback:
         return restore_points(self.folder.live, self.cadence, up_to)
 
     def _checkpoints(self) -> Iterator[Target]:
+        self.settle()
         for item in reversed(self.folder.live_checkpoints()):
             if item.step < self.state.step:
                 yield Target(item.step, item.sequence)
@@ -312,18 +315,28 @@ class Rollback:
     def _first(self, points: Iterator[Target]) -> Target:
         """The first that is sound and can be reached; the oldest checkpoint if none can."""
         for target in points:
+            if not self._can_reach(target):
+                continue
             snapshot = self.snapshots.find(target.step, target.sequence)
-            if snapshot.finite() if snapshot is not None else self._can_reach(target):
+            if snapshot is None or snapshot.finite():
                 return target
         for item in self.folder.live_checkpoints():
             return Target(item.step, item.sequence)
         raise NoTarget("there is no checkpoint to go back to")
 
     def _can_reach(self, target: Target) -> bool:
-        return (target.step, target.sequence) in self.snapshots or any(
-            self._leads_to(target, item.sequence, item.step)
-            for item in self.folder.live_checkpoints()
-        )
+        """Does a checkpoint lead there? What is in memory doesn't count: a killed run lost it."""
+        leading, live = self._leading(target)
+        if leading == 1 and self.folder.checkpoints.makes_room(live):
+            # The one that is being written may take its place: after a kill it may have.
+            self.settle()
+            leading, _ = self._leading(target)
+        return leading > 0
+
+    def _leading(self, target: Target) -> tuple[int, int]:
+        """How many live checkpoints lead there, and how many there are."""
+        live = self.folder.live_checkpoints()
+        return sum(self._leads_to(target, item.sequence, item.step) for item in live), len(live)
 
     def _leads_to(self, target: Target, sequence: int, step: int) -> bool:
         """Does the live path lead from a state that has done ``step`` steps to the target?"""
