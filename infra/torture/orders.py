@@ -97,6 +97,7 @@ class _Writer:
     step: int = 0
     seed: str = ""
     stage: int = 0
+    pinned: int = 0
     conservative: bool = False
     deferred: list[str] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -216,12 +217,14 @@ class _Writer:
         values: dict[str, Any] = {"data": self.chance.choice(["skip", "replay"])}
         if self.chance.random() < 0.5:
             values["lr_factor"] = self.chance.choice([0.5, 0.8])
-        # No target step: which of them can be reached depends on what a killed process has lost
-        # (its memory) and on what was spoilt of its checkpoints, and so the answer would.
+        if self.pinned and self.chance.random() < 0.4:
+            values["target_step"] = self.pinned
         return self._make("rollback", "ROLLBACK", step, {"rollbackPayload": values})
 
     def _checkpoint(self, step: int | None) -> Order:
         pin = step is not None and self.chance.random() < 0.4
+        if pin:
+            self.pinned = step or 0
         kind = "checkpoint" if step is not None else "checkpoint now"
         return self._make(kind, "CHECKPOINT", step, {"checkpoint": {"pin": pin, "label": "asked"}})
 
