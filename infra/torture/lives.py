@@ -22,6 +22,7 @@ from infra.torture.orders import SAVED_EVERY, TRAPPED
 from infra.torture.server import Server
 from infra.torture.strikes import Eye, Strike, choose, wait_until
 from tolaria_bus.cli.failures import USER_ERROR
+from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
 
@@ -298,7 +299,8 @@ class Lives:
         )
         code = self._nursery.reap(rival)
         if worker.ended:
-            return  # It may have been the run's only worker.
+            worker.succeeded = True
+            return
         said = log.read_text()
         if code != 2 or "in use" not in said:
             raise Failed(f"a second worker ended with {code}: {said[-300:]}")
@@ -409,6 +411,9 @@ class Lives:
             return code
         ledger = self._run.ledger()
         trapped = any(item.command_id.startswith(TRAPPED) for item in ledger.unfinished())
+        if worker.succeeded:
+            # The rival may have given it up meanwhile.
+            trapped = trapped or self._gave_up_a_trap(ledger)
         if code == -signal.SIGKILL and trapped:
             self.tally.trapped += 1
             return code
@@ -421,6 +426,14 @@ class Lives:
             self.tally.disturbances["left for want of room"] += 1
             return code
         raise Failed(f"a life ended with {code} by itself, see {self._run.log}: {last[-200:]}")
+
+    def _gave_up_a_trap(self, ledger: CommandLedger) -> bool:
+        results = (
+            ledger.finished(name)
+            for name in self._operator.entries_sent
+            if name.startswith(TRAPPED)
+        )
+        return any(result is not None and result.outcome.code == FATAL for result in results)
 
     @property
     def _killed(self) -> int:
@@ -453,6 +466,7 @@ class Worker:
         without_server: Its server was away for a while.
         without_disk: The disk was full for a while.
         asked_to_leave: By a signal, which ends it at once where it has just begun to start.
+        succeeded: After its end its rival had the run for a while.
     """
 
     def __init__(self, pid: int, reap: Any) -> None:
@@ -462,6 +476,7 @@ class Worker:
         self.without_server = False
         self.without_disk = False
         self.asked_to_leave = False
+        self.succeeded = False
         self._fd = os.pidfd_open(pid)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)

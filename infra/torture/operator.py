@@ -25,6 +25,7 @@ from tolaria_bus.leyline import (
     MessagePriority,
 )
 from tolaria_bus.leyline.codec import to_json
+from tolaria_bus.oona.reading import RELEASED_MS
 from tolaria_bus.oona.sealing import JSON, PAYLOAD, seal
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
@@ -137,9 +138,20 @@ class Operator(threading.Thread):
         return list(found)
 
     def pending(self, stream: str) -> int:
-        """Entries of a stream that a group has read and not acknowledged."""
-        groups: Any = self._retry(lambda: self._client.xinfo_groups(stream))
-        return sum(int(group["pending"]) for group in groups)
+        """Entries of a stream that a group has read and neither acknowledged nor released.
+
+        What is read at the last moment is released: the next life, or another worker, has it.
+        """
+
+        def count() -> int:
+            client, groups = self._client, self._client.xinfo_groups(stream)
+            released = sum(
+                len(client.xpending_range(stream, group["name"], "-", "+", 1000, idle=RELEASED_MS))
+                for group in groups
+            )
+            return sum(int(group["pending"]) for group in groups) - released
+
+        return self._retry(count)
 
     # Steering
 

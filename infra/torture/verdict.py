@@ -33,6 +33,8 @@ SAME = ("weights_sha256", "steps", "epochs", "timeline", "loss", "accuracy")
 """Of two summaries of the same script."""
 STREAMS = Streams()
 DEFERRED = CommandStatus.COMMAND_STATUS_DEFERRED
+REPEATED = frozenset({"duplicate", ID_CONFLICT})
+"""Codes of the answers to further entries with a command's id."""
 FINAL = frozenset(
     {
         CommandStatus.COMMAND_STATUS_APPLIED,
@@ -87,7 +89,7 @@ def _unanswered(tortured: Finished) -> Iterator[str]:
     answers: Counter[str] = Counter()
     repetitions: Counter[str] = Counter()
     for outcome in tortured.operator.outcomes():
-        if outcome.code in {"duplicate", ID_CONFLICT}:
+        if outcome.code in REPEATED:
             repetitions[outcome.command_id] += 1
         elif outcome.status in FINAL:
             answers[outcome.command_id] += 1
@@ -122,9 +124,14 @@ def _other_outcomes(tortured: Finished, whole: Finished) -> Iterator[str]:
 
 
 def _told(outcome: CommandOutcome) -> tuple[str, ...]:
-    """What must be the same; where a command was put off depends on when it came."""
+    """What must be the same.
+
+    Where a command was put off, or found repeated, depends on when it came: of two streams neither
+    is read before the other.
+    """
     status = short_name(CommandStatus, outcome.status)
-    loose = outcome.status == DEFERRED or outcome.command_id.endswith(INITIAL)
+    on_arrival = outcome.status == DEFERRED or outcome.code in REPEATED
+    loose = on_arrival or outcome.command_id.endswith(INITIAL)
     where = "" if loose else f"step {outcome.step} timeline {outcome.timeline}"
     return outcome.command_id, status, outcome.code, where
 
