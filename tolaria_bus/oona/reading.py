@@ -14,7 +14,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-RELEASED_MS: Final = 7 * 86_400_000
+_RELEASED_MS: Final = 7 * 86_400_000
 """Idle time that a released entry is given: over anybody's limit for taking it."""
 _PAGE: Final = 500
 
@@ -157,7 +157,7 @@ class GroupReader:
             ids = [entry_id for entry_id in page if entry_id not in keep]
             if ids:
                 place = (self._stream, self._group, self._name, 0)
-                await self._other.xclaim(*place, list(ids), idle=RELEASED_MS, justid=True)
+                await self._other.xclaim(*place, list(ids), idle=_RELEASED_MS, justid=True)
             released += len(ids)
             start = f"({list(page)[-1]}"
         return released
