@@ -86,11 +86,13 @@ async def test_shared_letters_and_those_of_every_run(cli: Call, redis: Redis, re
     shared = await cli("dlq", "ls", "--shared", "--json", "--redis", redis_url)
     assert [orjson.loads(line)["stream"] for line in shared.lines] == [FLEET]
     everyone = await cli("dlq", "ls", "--all", "--json", "--redis", redis_url)
-    assert [orjson.loads(line)["stream"] for line in everyone.lines] == [
+    # By time, and letters of the same millisecond by their boxes: which that is nobody knows.
+    assert {orjson.loads(line)["stream"] for line in everyone.lines} == {
         CONTROL,
         "oona:{other}:control",
         FLEET,
-    ]
+    }
+    assert len(everyone.lines) == 3
     unclear = await cli("dlq", "ls", "--redis", redis_url)
     assert (unclear.code, unclear.err.count("\n")) == (2, 1)
 
