@@ -25,6 +25,7 @@ from tolaria_bus.cli.failures import USER_ERROR
 from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
+from tolaria_bus.worker.leaving import EXIT_AT_ONCE
 
 LOOK = 0.0003
 """Seconds between two looks at what the worker does."""
@@ -407,7 +408,8 @@ class Lives:
         """An exit code that may be. Raises Failed."""
         if code == 0 or (code == -signal.SIGKILL and worker.struck):
             return code
-        if code == -signal.SIGTERM and worker.asked_to_leave:
+        # Before it listens for signals; and asked twice, it leaves at once.
+        if code in {-signal.SIGTERM, EXIT_AT_ONCE} and worker.asked_to_leave:
             return code
         ledger = self._run.ledger()
         trapped = any(item.command_id.startswith(TRAPPED) for item in ledger.unfinished())

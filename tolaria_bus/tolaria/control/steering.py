@@ -186,6 +186,22 @@ class Steering:
         if self.check_health() and self.guards.allows(CHECKPOINT):
             self._saving.later(self.fence.contained)
 
+    @property
+    def holding_checkpoint(self) -> bool:
+        """One is copied and waits for the next loss."""
+        return self._saving.holding
+
+    def judge_checkpoint(self) -> None:
+        """Write the checkpoint that waits, if the newest loss shows that it is good."""
+        self._saving.judge()
+
+    def stand_still(self) -> None:
+        """No step comes for now: a checkpoint that waits for the next loss is written without it."""
+        if self._bad is None:
+            self._bad = self._bad_loss()
+        if self._bad is None:
+            self._saving.release()
+
     def save_at_end(self) -> str:
         """Make the last state durable; without that the next start goes on from the one before."""
         try:
@@ -451,6 +467,7 @@ class Steering:
         if reading.verdict is not Verdict.OK:
             return reading
         self.state.note(reading)
+        self._saving.judge()
         return None
 
 
