@@ -291,14 +291,20 @@ class Lives:
         log = self._run.home / f"rival-{self._run.life:03d}.log"
         if not self._has_lock(worker):
             return
-        rival = self._nursery.start(
+        pid = self._nursery.start(
             self._run.words(),
             cwd=self._run.home,
             log=log,
             environment=self._run.environment,
             said=self._run.said,
         )
-        code = self._nursery.reap(rival)
+        rival = Worker(pid, lambda: self._nursery.reap(pid))
+        while not rival.ended_within(0.2):
+            if worker.ended and self._is_over():
+                # It has taken over a run that was told to stop: nobody will tell it again.
+                rival.signal(signal.SIGKILL)
+        rival.close()
+        code = rival.reap()
         if worker.ended:
             worker.succeeded = True
             return

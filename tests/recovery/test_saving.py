@@ -84,11 +84,9 @@ def test_a_state_is_written_when_the_next_loss_shows_it_to_be_good(scene: Scene)
     scene.step()
     scene.saving.later(0)
     scene.saving.wait()
-    assert scene.saving.holding
+    assert scene.saving.holding is True
     assert not scene.folder.checkpoints.list()
     scene.step()
-    scene.saving.judge()
-    assert not scene.saving.holding
     scene.saving.wait()
     assert [item.step for item in scene.folder.checkpoints.list()] == [1]
 

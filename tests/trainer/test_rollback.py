@@ -369,7 +369,7 @@ class SpoilsTheUpdate(Moons):
         if model.training:
             self.calls += 1
             if self.calls == 20:
-                loss.register_hook(lambda gradient: gradient * float("nan"))
+                loss.register_hook(lambda gradient: gradient * float("nan"))  # type: ignore[no-untyped-call]
         return loss
 
 

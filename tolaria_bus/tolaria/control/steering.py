@@ -196,7 +196,7 @@ class Steering:
         self._saving.judge()
 
     def stand_still(self) -> None:
-        """No step comes for now: a checkpoint that waits for the next loss is written without it."""
+        """No step comes for now: a checkpoint that waits for a loss is written without it."""
         if self._bad is None:
             self._bad = self._bad_loss()
         if self._bad is None:
