@@ -147,10 +147,10 @@ class Trainer:
         health, checkpoints = steering.health, steering.checkpoints
         try:
             signals.begin(state.step)
-            fence.finish_contained()
+            fence.recovering.finish_contained()
             steering.finish_cuts()
             while True:
-                if state.epoch_ends and not fence.cut_is_next and not held(state.mode):
+                if state.epoch_ends and not fence.recovering.cut_is_next and not held(state.mode):
                     self._end_epoch(state.epoch)
                 if mailbox.waiting or state.step >= fence.next_step:
                     fence.open()

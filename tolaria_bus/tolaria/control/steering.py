@@ -74,7 +74,7 @@ class Steering:
             self.guards,
             job=job,
             waiting=saving,
-            contained=lambda: self.fence.contained,
+            contained=lambda: self.fence.recovering.contained,
             healthy=lambda: self.health.look(),
             check=lambda: self.health.check(),
             mark=self._mark_checkpoints,
@@ -93,7 +93,7 @@ class Steering:
             settings,
             telemetry,
             self._rollback,
-            behind=lambda: self.fence.behind,
+            behind=lambda: self.fence.recovering.behind,
             go_back=self.roll_back,
         )
         self._deadline = deadline
@@ -164,7 +164,7 @@ class Steering:
         """Go back to an earlier state on a new timeline and say which commands that undid.
 
         From memory the run is there on return. By the full way it may have steps to make again:
-        then the fence is :attr:`~.fence.Fence.behind` until it is there.
+        then the fence is :attr:`~.recovering.Recovering.behind` until it is there.
 
         Args:
             target: Where to.
@@ -209,7 +209,7 @@ class Steering:
         way.enters("replay" if source.tier == FULL else "resume")
         self._way = way
         self.fence.rewind(records, source.sequence)
-        self.fence.tell_undone(cut)
+        self.fence.recovering.tell_undone(cut)
         self._mark_checkpoints()
         return describe(cut.cut, cut.timeline)
 
@@ -262,7 +262,7 @@ class Steering:
     def finish_cuts(self) -> None:
         """Do what a process that died in a rollback may have left: marks, outcomes."""
         for cut in self._folder.cuts():
-            self.fence.tell_undone(cut)
+            self.fence.recovering.tell_undone(cut)
         self._mark_checkpoints()
 
     def _mark_checkpoints(self) -> None:
