@@ -16,7 +16,7 @@ from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
-from tolaria_bus.tolaria.engine.step import LossReading, Verdict
+from tolaria_bus.tolaria.engine.loss_watch import LossReading, Verdict
 from tolaria_bus.tolaria.recovery.checkpoint_info import parse_name
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
 from tolaria_bus.tolaria.recovery.restore_points import (
