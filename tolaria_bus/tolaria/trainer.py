@@ -26,8 +26,9 @@ from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
+from tolaria_bus.tolaria.engine.loss_watch import Verdict
 from tolaria_bus.tolaria.engine.side import SideTraining
-from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
+from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.engine.validation import Validation, validate
 from tolaria_bus.tolaria.recovery.environment import differences, environment
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
