@@ -17,7 +17,7 @@ from typing import Any
 
 from infra.torture.damage import spoil, tear
 from infra.torture.nursery import Nursery
-from infra.torture.operator import LAST, Operator
+from infra.torture.operator import LAST, POLL, Operator
 from infra.torture.orders import SAVED_EVERY, TRAPPED
 from infra.torture.server import Server
 from infra.torture.strikes import Eye, Strike, choose, wait_until
@@ -184,9 +184,9 @@ class Lives:
             killed = code == -signal.SIGKILL
             if code == 0:
                 summary = self._run.summary()
-                if summary["stopped_by"] == ("command" if self._freely else "finished") and (
-                    not self._freely or self._is_over()
-                ):
+                if self._freely and self._is_over():
+                    return summary
+                if not self._freely and summary["stopped_by"] == "finished":
                     return summary
                 if summary["stopped_by"] not in self._may_stop_by:
                     raise Failed(f"a life was stopped by {summary['stopped_by']!r}")
@@ -206,6 +206,8 @@ class Lives:
         self.tally.recoveries += run.folder.exists()
         eye = Eye(run.folder)
         spared = self._spared()
+        # It has stopped as it was told, and its process was killed before that had ended.
+        stopped_in_start = self._run.ledger().starts if self._freely and self._is_over() else None
         cold = self._kills > 0 and chance.random() < 0.02
         worker = self._start(cold=cold)
         self.tally.cold += cold
@@ -214,6 +216,8 @@ class Lives:
                 self._torment(worker, eye)
             elif spared:
                 self._let_through(worker, eye, spared)
+            if stopped_in_start is not None:
+                self._ask_to_stop(worker, stopped_in_start)
             self._wait(worker)
             code = worker.reap()
         except BaseException:
@@ -367,6 +371,16 @@ class Lives:
             time.sleep(LOOK)
         if self._kills > self._killed:
             self._torment(worker, eye)
+
+    def _ask_to_stop(self, worker: Worker, start: int) -> None:
+        """End a life that nobody sends anything any more, once it has done what was left."""
+        operator = self._operator
+        while not worker.ended_within(POLL):
+            self._check_time()
+            if self._run.ledger().starts > start and operator.all_finished():
+                worker.asked_to_leave = True
+                worker.signal(signal.SIGTERM)
+                return
 
     def _watch(self, worker: Worker, eye: Eye, strike: Strike) -> bool:
         """Wait for the moment of a strike; false if the worker ends before."""
