@@ -49,6 +49,9 @@ from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 
 NEVER = sys.maxsize
 MAX_ATTEMPTS = 3
+_NEVER_AGAIN = frozenset({CommandType.COMMAND_CANCEL, CommandType.COMMAND_PROFILE})
+"""What was answered isn't done again: the effect of one is in the ledger, which has it already; the
+other has none on the run."""
 HELD_POLL_SECONDS = 0.5
 """A held run looks at the clock this often; a delivery or a stop request wakes it at once."""
 
@@ -77,8 +80,10 @@ class Fence:
         replay: Iterable[JournalRecord] = (),
         restored: int = 0,
         wall_ns: Callable[[], int] = time.time_ns,
+        on_hold: Callable[[bool], None] = lambda waits: None,
     ) -> None:
         self.next_step = 0
+        self._on_hold = on_hold
         self._run = run
         self._folder = folder
         self._ledger = folder.ledger
@@ -130,7 +135,9 @@ class Fence:
             self._apply_waiting(epoch_ended)
         while held(self._run.state.mode) and not self._ending and not self._replay:
             began = time.perf_counter()
+            self._on_hold(True)
             self._mailbox.wait(HELD_POLL_SECONDS)
+            self._on_hold(False)
             self._held_seconds += time.perf_counter() - began
             self._apply_waiting(None)
         self.next_step = 0 if self._replay else self._next_due()
@@ -244,8 +251,7 @@ class Fence:
         if recorded is not None and recorded.outcome.code == FATAL:
             self._run.tried(command, failure=recorded.outcome.reason)
             return
-        if recorded is not None and command.command_type == CommandType.COMMAND_CANCEL:
-            # Its effect is in the ledger, which has it already.
+        if recorded is not None and command.command_type in _NEVER_AGAIN:
             return
         attempt = CommandAttempt(command_id=command.command_id, number=attempts + 1)
         self._execution.write(JournalRecord(attempt=attempt))
