@@ -17,7 +17,7 @@ from typing import Any
 
 from infra.torture.damage import spoil, tear
 from infra.torture.nursery import Nursery
-from infra.torture.operator import LAST, Operator
+from infra.torture.operator import LAST, POLL, Operator
 from infra.torture.orders import SAVED_EVERY, TRAPPED
 from infra.torture.server import Server
 from infra.torture.strikes import Eye, Strike, choose, wait_until
@@ -25,6 +25,7 @@ from tolaria_bus.cli.failures import USER_ERROR
 from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
+from tolaria_bus.worker.leaving import EXIT_AT_ONCE
 
 LOOK = 0.0003
 """Seconds between two looks at what the worker does."""
@@ -183,9 +184,9 @@ class Lives:
             killed = code == -signal.SIGKILL
             if code == 0:
                 summary = self._run.summary()
-                if summary["stopped_by"] == ("command" if self._freely else "finished") and (
-                    not self._freely or self._is_over()
-                ):
+                if self._freely and self._is_over():
+                    return summary
+                if not self._freely and summary["stopped_by"] == "finished":
                     return summary
                 if summary["stopped_by"] not in self._may_stop_by:
                     raise Failed(f"a life was stopped by {summary['stopped_by']!r}")
@@ -205,6 +206,8 @@ class Lives:
         self.tally.recoveries += run.folder.exists()
         eye = Eye(run.folder)
         spared = self._spared()
+        # It has stopped as it was told, and its process was killed before that had ended.
+        stopped_in_start = self._run.ledger().starts if self._freely and self._is_over() else None
         cold = self._kills > 0 and chance.random() < 0.02
         worker = self._start(cold=cold)
         self.tally.cold += cold
@@ -213,6 +216,8 @@ class Lives:
                 self._torment(worker, eye)
             elif spared:
                 self._let_through(worker, eye, spared)
+            if stopped_in_start is not None:
+                self._ask_to_stop(worker, stopped_in_start)
             self._wait(worker)
             code = worker.reap()
         except BaseException:
@@ -290,14 +295,20 @@ class Lives:
         log = self._run.home / f"rival-{self._run.life:03d}.log"
         if not self._has_lock(worker):
             return
-        rival = self._nursery.start(
+        pid = self._nursery.start(
             self._run.words(),
             cwd=self._run.home,
             log=log,
             environment=self._run.environment,
             said=self._run.said,
         )
-        code = self._nursery.reap(rival)
+        rival = Worker(pid, lambda: self._nursery.reap(pid))
+        while not rival.ended_within(0.2):
+            if worker.ended and self._is_over():
+                # It has taken over a run that was told to stop: nobody will tell it again.
+                rival.signal(signal.SIGKILL)
+        rival.close()
+        code = rival.reap()
         if worker.ended:
             worker.succeeded = True
             return
@@ -361,6 +372,16 @@ class Lives:
         if self._kills > self._killed:
             self._torment(worker, eye)
 
+    def _ask_to_stop(self, worker: Worker, start: int) -> None:
+        """End a life that nobody sends anything any more, once it has done what was left."""
+        operator = self._operator
+        while not worker.ended_within(POLL):
+            self._check_time()
+            if self._run.ledger().starts > start and operator.all_finished():
+                worker.asked_to_leave = True
+                worker.signal(signal.SIGTERM)
+                return
+
     def _watch(self, worker: Worker, eye: Eye, strike: Strike) -> bool:
         """Wait for the moment of a strike; false if the worker ends before."""
         end = time.monotonic() + strike.patience
@@ -407,7 +428,8 @@ class Lives:
         """An exit code that may be. Raises Failed."""
         if code == 0 or (code == -signal.SIGKILL and worker.struck):
             return code
-        if code == -signal.SIGTERM and worker.asked_to_leave:
+        # Before it listens for signals; and asked twice, it leaves at once.
+        if code in {-signal.SIGTERM, EXIT_AT_ONCE} and worker.asked_to_leave:
             return code
         ledger = self._run.ledger()
         trapped = any(item.command_id.startswith(TRAPPED) for item in ledger.unfinished())

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.engine.numbers import is_number
 from tolaria_bus.tolaria.recovery.restore_points import Target
@@ -46,6 +47,7 @@ class Steerable(Protocol):
     stopping: str
     seeds: SeedWork
     observations: Observations
+    profiling: Profiling
 
     def admit(self, command: AdaptationCommand) -> None:
         """Refuse a new command whose breaker is open.
@@ -63,6 +65,9 @@ class Steerable(Protocol):
         Raises:
             CheckpointFailed: It could not be written.
         """
+
+    def stand_still(self) -> None:
+        """No step comes for now: a checkpoint that waits for a loss is written without it."""
 
     def rollback_target(self, target_step: int | None, target_epoch: int | None) -> Target:
         """The state that a rollback would go to, or :class:`CommandRefused`."""

@@ -20,6 +20,7 @@ from tolaria_bus.leyline import (
     EmergencySignal,
     MessagePriority,
     MetricPoint,
+    ProfileReport,
     TelemetryEvent,
     TelemetryLevel,
     TelemetryPacket,
@@ -143,6 +144,19 @@ class Telemetry:
             attributes,
         )
 
+    def profile(self, report: ProfileReport, name: str, description: str) -> None:
+        """Publish what a trace says, with an event: INFO, priority NORMAL."""
+        packet = self.packet()
+        packet.profile.CopyFrom(report)
+        self._event(
+            name,
+            description,
+            TelemetryLevel.TELEMETRY_LEVEL_INFO,
+            MessagePriority.MESSAGE_PRIORITY_NORMAL,
+            {"profile": report.profile, "command_id": report.command_id},
+            packet=packet,
+        )
+
     def alert(
         self, name: str, description: str, *, critical: bool = False, **attributes: object
     ) -> None:
@@ -220,7 +234,8 @@ class Telemetry:
 
     def _next_id(self) -> str:
         self._count += 1
-        return f"{self._prefix}.{self._count:x}"
+        number = self._count.to_bytes((self._count.bit_length() + 7) // 8)
+        return self._prefix + base64.urlsafe_b64encode(number).rstrip(b"=").decode()
 
     def _event(
         self,
@@ -229,8 +244,9 @@ class Telemetry:
         level: TelemetryLevel.ValueType,
         priority: MessagePriority.ValueType,
         attributes: Mapping[str, object],
+        packet: TelemetryPacket | None = None,
     ) -> None:
-        packet = self.packet()
+        packet = packet or self.packet()
         packet.level = level
         packet.priority = priority
         packet.events.append(
