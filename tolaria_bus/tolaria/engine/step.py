@@ -6,6 +6,7 @@ is read exactly one step later, from ``LossWatch``, while the device is busy wit
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -107,6 +108,7 @@ class TrainStep:
         )
         self._side = side
         self._tasks = tasks
+        self._forward_done = partial(self._enter, BACKWARD)
         self._handled = False
         self._batch: Any = None
         self._seeded_with = 0
@@ -185,7 +187,13 @@ class TrainStep:
         self._enter(FORWARD)
         try:
             if self._tasks is not None and self._tasks.present:
-                return self._tasks.backward(batch, share, self._scaler, handled=self._handled)
+                return self._tasks.backward(
+                    batch,
+                    share,
+                    self._scaler,
+                    handled=self._handled,
+                    forward_done=self._forward_done,
+                )
             loss = self._loss(self._model, batch)
             part = loss if share == 1.0 else loss * share
             if self._scaler is not None:

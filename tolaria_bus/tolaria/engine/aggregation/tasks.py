@@ -83,7 +83,13 @@ class TaskGradients:
         return self._handler is not None and not conservative
 
     def backward(
-        self, batch: Any, share: float, scaler: torch.amp.GradScaler | None, *, handled: bool
+        self,
+        batch: Any,
+        share: float,
+        scaler: torch.amp.GradScaler | None,
+        *,
+        handled: bool,
+        forward_done: Callable[[], object] = lambda: None,
     ) -> Tensor:
         """Make the passes over one batch.
 
@@ -92,6 +98,7 @@ class TaskGradients:
             share: Of the step: what the losses are multiplied by.
             scaler: Of fp16 gradients.
             handled: As ``begin`` said; gradients are gathered for ``settle``.
+            forward_done: Called when the losses are there, before the first backward pass.
 
         Returns:
             The mean of the samples' losses, detached: what it would be without seeds.
@@ -102,6 +109,7 @@ class TaskGradients:
         tasks = self._kasmina.tasks
         losses, shares = self._measure(batch, tasks)
         weights = self._weights(tasks)
+        forward_done()
         if handled:
             parts = [(losses * column).mean() * share for column in shares.unbind(1)]
             self._gather(parts if scaler is None else [scaler.scale(part) for part in parts])
