@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from tests.oona.bus import EMERGENCY, RUN, SOON, STREAMS, letters, messages, send, until
 from tests.worker.test_drain import bus
 from tolaria_bus.leyline import EmergencyLevel, EmergencySignal
+from tolaria_bus.safety.emergency_signal import checksum
 from tolaria_bus.tolaria.control.mailbox import Mailbox, RecordingOutbound
 from tolaria_bus.tolaria.control.telemetry import Telemetry
-from tolaria_bus.worker.bridge import checksum
 
 
 def signal(signal_id: str, **values: Any) -> EmergencySignal:
@@ -57,7 +57,7 @@ async def test_a_signal_whose_checksum_is_wrong_is_a_dead_letter_and_one_without
 
 def test_a_signal_of_a_run_has_the_checksum_that_others_want():
     outbound = RecordingOutbound()
-    nowhere: Any = SimpleNamespace(step=0)
+    nowhere: Any = SimpleNamespace(step=0, timeline=1)
     telemetry = Telemetry(outbound, RUN, nowhere)
     halt = EmergencyLevel.EMERGENCY_LEVEL_HALT
     telemetry.emergency(halt, "fire", scope="pattern", runs="r*")

@@ -106,7 +106,12 @@ class Trainer:
             saving=partial(self._signals.phase, Phase.SAVING),
         )
         self._seeds = self._steering.seeds = SeedWork(
-            self.state, self._side, folder, self._telemetry, self._held_out_loss
+            self.state,
+            self._side,
+            folder,
+            self._telemetry,
+            self._held_out_loss,
+            note=self._steering.emergencies.note,
         )
         self._observations = self._steering.observations = Observations(
             run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
@@ -144,6 +149,7 @@ class Trainer:
         kasmina, side, step = state.kasmina, self._side, self._step
         signals = self._signals
         steering, cadence = self._steering, self._steering.cadence
+        emergencies = steering.emergencies
         try:
             signals.begin(state.step)
             fence.finish_contained()
@@ -162,11 +168,15 @@ class Trainer:
                 if state.step >= kasmina.next_step or side.failed:
                     self._seeds.advance()
                     step.passes.rearm()
+                if state.step >= emergencies.next_step:
+                    emergencies.ease()
                 loss = step.advance(
                     state.data, state.timeline, conservative=state.mode.conservative
                 )
                 if step.passes.fallbacks:
-                    settle_fallbacks(step.passes, state, self._folder, self._telemetry)
+                    settle_fallbacks(
+                        step.passes, state, self._folder, self._telemetry, emergencies.note
+                    )
                 state.step += 1
                 signals.step(state.step)
                 reading = watch.push(state.step, loss)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 
 from google.protobuf.message import Message
 
 from tolaria_bus.leyline import (
     AdaptationCommand,
     BusMessageType,
-    CommandEmergency,
     CommandOutcome,
     CommandStatus,
-    CommandType,
     EmergencySignal,
     FieldReport,
     MessagePriority,
@@ -34,12 +31,9 @@ from tolaria_bus.oona.sealing import new_message_id, seal
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.safety import Signals
+from tolaria_bus.safety.emergency_signal import as_command, check, concerns
 from tolaria_bus.tolaria.control.mailbox import Delivery
 from tolaria_bus.tolaria.control.outcomes import FATAL
-
-
-class WrongChecksum(ValueError):
-    """A signal isn't what its sender computed the checksum of."""
 
 
 class BusOutbound:
@@ -201,26 +195,16 @@ def signal_delivery(received: Received, run: str) -> Delivery | None:
     The command's id comes from the signal's, so a signal is obeyed once.
 
     Raises:
-        WrongChecksum: It has one, and that isn't its own. Whoever writes one by hand has none.
+        UnusableSignal: Its checksum isn't its own, or its scope means nothing.
     """
     signal: Message = received.opened.message
     if not isinstance(signal, EmergencySignal):
         return None
-    if signal.payload_checksum and signal.payload_checksum != checksum(signal):
-        raise WrongChecksum("EmergencySignal.payload_checksum is not that of the signal")
+    check(signal)
     if not concerns(signal, run):
         return None
     signal_id = signal.attributes.get("signal_id") or f"{received.stream}/{received.entry_id}"
-    command = AdaptationCommand(
-        version=1,
-        command_id=f"signal:{signal_id}",
-        command_type=CommandType.COMMAND_EMERGENCY,
-        issued_at=signal.triggered_at,
-        issued_by=signal.origin,
-        # What this run says of it is for the record: nobody has to obey the echo.
-        emergency=CommandEmergency(level=signal.level, scope="self"),
-    )
-    command.annotations["reason"] = signal.reason
+    command = as_command(signal, signal_id)
     return Delivery(
         command=command,
         payload=encode(command),
@@ -231,28 +215,6 @@ def signal_delivery(received: Received, run: str) -> Delivery | None:
         group=received.group,
         resent=is_resent(received.opened.envelope, received.stream),
     )
-
-
-def checksum(signal: EmergencySignal) -> bytes:
-    """What the signal's ``payload_checksum`` must be."""
-    rest = EmergencySignal()
-    rest.CopyFrom(signal)
-    rest.ClearField("payload_checksum")
-    return hashlib.sha256(encode(rest)).digest()
-
-
-def concerns(signal: EmergencySignal, run: str) -> bool:
-    """Does this run have to obey a signal? Never its own; else by the signal's scope."""
-    if signal.origin == f"run/{run}":
-        return False
-    scope = signal.attributes.get("scope", "self")
-    if scope == "all":
-        return True
-    if scope == "run":
-        return signal.run_id == run
-    if scope == "pattern":
-        return fnmatchcase(run, signal.attributes.get("runs", ""))
-    return False
 
 
 def bus_event(

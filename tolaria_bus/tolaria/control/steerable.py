@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.tolaria.control.emergencies import Emergencies
 from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.engine.numbers import is_number
@@ -46,6 +47,7 @@ class Steerable(Protocol):
     stopping: str
     seeds: SeedWork
     observations: Observations
+    emergencies: Emergencies
 
     def admit(self, command: AdaptationCommand) -> None:
         """Refuse a new command whose breaker is open.
@@ -62,6 +64,14 @@ class Steerable(Protocol):
 
         Raises:
             CheckpointFailed: It could not be written.
+        """
+
+    def stand_still(self) -> Details:
+        """The run is halted: make its newest good state durable, and tell.
+
+        Returns:
+            Details for the outcome: ``checkpoint`` and ``checkpoint_step``, or
+            ``checkpoint_failed``.
         """
 
     def rollback_target(self, target_step: int | None, target_epoch: int | None) -> Target:

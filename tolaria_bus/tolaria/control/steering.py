@@ -8,8 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.safety import emergency
 from tolaria_bus.safety.breakers import CHECKPOINT
 from tolaria_bus.settings import Settings
+from tolaria_bus.tolaria.control import emergencies
+from tolaria_bus.tolaria.control.emergencies import Emergencies
 from tolaria_bus.tolaria.control.features import FALLBACK, apply_fallback
 from tolaria_bus.tolaria.control.guards import Guards
 from tolaria_bus.tolaria.control.observing import Observations
@@ -78,6 +81,7 @@ class Steering:
         state: What is steered.
         stopping: Why the loop ends at the present fence, or empty.
         guards: The breakers, the boundary's budget.
+        emergencies: At which level the run is.
         cadence: At which steps to take a snapshot.
         fence: Knows which journal records the state contains; set once it is made.
         seeds: Does what is done to seeds; set once it is made.
@@ -102,7 +106,20 @@ class Steering:
     ) -> None:
         self.state = state
         self.stopping = ""
-        self.guards = Guards(state, folder, telemetry, boundary_ms=settings.boundary_ms)
+        self.emergencies = Emergencies(
+            state,
+            folder,
+            telemetry,
+            clean_steps=settings.emergency_clean_steps,
+            wall_ns=wall_ns,
+        )
+        self.guards = Guards(
+            state,
+            folder,
+            telemetry,
+            boundary_ms=settings.boundary_ms,
+            note=self.emergencies.note,
+        )
         self._folder = folder
         self._settings = settings
         self._telemetry = telemetry
@@ -178,6 +195,30 @@ class Steering:
             return self._saving.store(good.tensors, good.meta, good.sequence, label=label, pin=pin)
         return self._newest_checkpoint()
 
+    def stand_still(self) -> Details:
+        """The run is halted: make its newest good state durable, and tell.
+
+        A disk that can't take it stops no HALT: the journal has all that is needed.
+        """
+        state, details = self.state, Details()
+        try:
+            name = self.save_checkpoint(label="halt")
+        except CheckpointFailed as error:
+            details["checkpoint_failed"] = kept = str(error)
+        else:
+            details["checkpoint"] = name
+            if name:
+                details["checkpoint_step"] = parse_name(name)[0]
+            kept = f"{name} is durable" if name else "there is no checkpoint"
+        self._telemetry.alert(
+            "halted",
+            f"halted at step {state.step}: {state.mode.reason}; {kept}; RESUME goes on",
+            by=state.mode.by,
+            reason=state.mode.reason,
+            **details,
+        )
+        return details
+
     def save_later(self) -> None:
         """Copy the present state and write it behind the training, if it is healthy.
 
@@ -208,6 +249,7 @@ class Steering:
 
     def _not_saved(self, name: str, why: str) -> None:
         self._telemetry.alert("checkpoint_failed", why, checkpoint=name)
+        self.emergencies.note(emergency.CHECKPOINT_FAILED, why)
         self.guards.failed(CHECKPOINT, why)
 
     def _newest_checkpoint(self) -> str:
@@ -327,9 +369,10 @@ class Steering:
         if decision.kind == FALLBACK:
             apply_fallback(decision, self.state)
         elif decision.kind == HALT:
-            mode = self.state.mode
-            mode.halted = mode.conservative = True
-            mode.reason, mode.by = decision.reason, "tolaria"
+            self.emergencies.halt(decision.reason)
+            self.stand_still()
+        elif decision.kind == emergencies.DECISION:
+            self.emergencies.apply(decision)
         elif decision.kind == SEED_FAILED:
             self.seeds.apply(decision)
 
@@ -374,6 +417,7 @@ class Steering:
 
     def settle(self) -> None:
         """Go back if a bad loss was found at the fence that has just been open."""
+        self.emergencies.look()
         bad, self._bad = self._bad, None
         if bad is not None:
             self.recover_from(bad)
@@ -433,7 +477,9 @@ class Steering:
         halt = ""
         if remedy.attempt >= settings.rollback_limit:
             halt = f"{cause}: {remedy.attempt} rollbacks, the last to step {step}, didn't help"
-            self._telemetry.emergency(EmergencyLevel.EMERGENCY_LEVEL_HALT, halt)
+            self._telemetry.emergency(emergency.HALT, halt, cause=emergency.ROLLBACK_FAILED)
+        else:
+            self.emergencies.note(name, what, with_cut=True)
         self.roll_back(
             remedy.target,
             replay_data=settings.rollback_data == "replay" and settings.rollback_lr_factor < 1.0,
