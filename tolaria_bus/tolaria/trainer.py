@@ -185,6 +185,8 @@ class Trainer:
                         steering.recover_from(reading)
                         continue
                     state.note(reading)
+                    if steering.holding_checkpoint:
+                        steering.judge_checkpoint()
                 if self._telemetry.due():
                     self._report()
                 if cadence.includes(state.step, state.data.position):

@@ -53,7 +53,7 @@ def judge_emergency(command: AdaptationCommand, run: Steerable) -> Effect:
         mode = run.state.mode
         details: Details = {"level": short_name(EmergencyLevel, level)}
         if level == HALT:
-            details |= run.stand_still()
+            details |= run.make_halt_durable()
         if took_ms is not None:
             details["seen_ms"] = round(took_ms, 3)
         return {**details, "at": level_name(mode.emergency.level), "mode": mode_name(mode)}

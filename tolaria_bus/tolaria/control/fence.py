@@ -129,6 +129,8 @@ class Fence:
         self._apply_deferred(epoch_ended)
         if not self._replay:
             self._apply_waiting(epoch_ended)
+        if held(self._run.state.mode):
+            self._run.stand_still()
         while held(self._run.state.mode) and not self._ending and not self._replay:
             began = time.perf_counter()
             self._mailbox.wait(HELD_POLL_SECONDS)

@@ -66,13 +66,16 @@ class Steerable(Protocol):
             CheckpointFailed: It could not be written.
         """
 
-    def stand_still(self) -> Details:
+    def make_halt_durable(self) -> Details:
         """The run is halted: make its newest good state durable, and tell.
 
         Returns:
             Details for the outcome: ``checkpoint`` and ``checkpoint_step``, or
             ``checkpoint_failed``.
         """
+
+    def stand_still(self) -> None:
+        """No step comes for now: a checkpoint that waits for a loss is written without it."""
 
     def rollback_target(self, target_step: int | None, target_epoch: int | None) -> Target:
         """The state that a rollback would go to, or :class:`CommandRefused`."""

@@ -195,7 +195,7 @@ class Steering:
             return self._saving.store(good.tensors, good.meta, good.sequence, label=label, pin=pin)
         return self._newest_checkpoint()
 
-    def stand_still(self) -> Details:
+    def make_halt_durable(self) -> Details:
         """The run is halted: make its newest good state durable, and tell.
 
         A disk that can't take it stops no HALT: the journal has all that is needed.
@@ -226,6 +226,22 @@ class Steering:
         """
         if self.check_health() and self.guards.allows(CHECKPOINT):
             self._saving.later(self.fence.contained)
+
+    @property
+    def holding_checkpoint(self) -> bool:
+        """One is copied and waits for the next loss."""
+        return self._saving.holding
+
+    def judge_checkpoint(self) -> None:
+        """Write the checkpoint that waits, if the newest loss shows that it is good."""
+        self._saving.judge()
+
+    def stand_still(self) -> None:
+        """No step comes for now: a checkpoint that waits for a loss is written without it."""
+        if self._bad is None:
+            self._bad = self._bad_loss()
+        if self._bad is None:
+            self._saving.release()
 
     def save_at_end(self) -> str:
         """Make the last state durable; without that the next start goes on from the one before."""
@@ -370,7 +386,7 @@ class Steering:
             apply_fallback(decision, self.state)
         elif decision.kind == HALT:
             self.emergencies.halt(decision.reason)
-            self.stand_still()
+            self.make_halt_durable()
         elif decision.kind == emergencies.DECISION:
             self.emergencies.apply(decision)
         elif decision.kind == SEED_FAILED:
@@ -497,6 +513,7 @@ class Steering:
         if reading.verdict is not Verdict.OK:
             return reading
         self.state.note(reading)
+        self._saving.judge()
         return None
 
 
