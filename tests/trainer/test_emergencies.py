@@ -14,7 +14,7 @@ from tests.trainer.test_commands import GERMINATE, RESUME
 from tests.trainer.test_died_on_the_way import Died
 from tests.trainer.test_recovery import Explodes
 from tests.trainer.test_rollback import AlwaysBad
-from tolaria_bus.leyline import EmergencyLevel, EmergencySignal
+from tolaria_bus.leyline import CommandStatus, EmergencyLevel, EmergencySignal
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.safety.emergency_signal import checksum
 from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
@@ -217,3 +217,77 @@ def test_a_higher_level_is_published_more_often_and_in_each_packet(make_run) -> 
         if metric.name == "tolaria.emergency.level"
     }
     assert levels == dict.fromkeys(range(6, 16), 2.0) | dict.fromkeys(range(16, 26), 1.0)
+
+
+SIGNAL = EMERGENCY.replace('"%s", "commandType"', '"signal:%s", "commandType"')
+
+
+def answers(run: Run) -> dict[str, tuple[str, str]]:
+    return {
+        item.command_id: (short_name(CommandStatus, item.status), item.code)
+        for item in run.outbound.outcomes
+    }
+
+
+def test_a_resume_cancels_every_signal_of_an_earlier_entry_in_a_later_life_too(make_run) -> None:
+    run = make_run(steps=5)
+    run.send(RESUME, entry="500-0")
+    run.send(SIGNAL % ("before", "HALT"), entry="499-9")
+    run.train()
+    # EMERGENCY goes first at a fence: this one halted the run, and the RESUME freed it.
+    assert answers(run) == {"signal:before": ("APPLIED", "ok"), "r": ("APPLIED", "ok")}
+    again = make_run(steps=9)
+    again.send(SIGNAL % ("late", "HALT"), entry="499-8")
+    again.send(EMERGENCY % ("fleet", "CONSERVATIVE"), entry="500-0")
+    assert again.train().steps == 9
+    assert again.outcome("signal:late").code == "cancelled"
+    assert "500-0" in again.outcome("signal:late").reason
+    assert again.outcome("fleet").code == "ok"
+    assert told(again) == ["conservative"]
+
+
+def test_a_resume_that_was_sent_before_a_halt_does_not_end_it(make_run) -> None:
+    run = make_run()
+
+    class Resumes(RecordingOutbound):
+        def outcome(self, outcome: Any, delivery: Any) -> None:
+            super().outcome(outcome, delivery)
+            if outcome.command_id == "signal:h":
+                run.send(RESUME.replace('"r"', '"early"'), entry="499-0")
+            elif outcome.command_id == "early":
+                run.send(RESUME, entry="501-0")
+
+    run.outbound = Resumes()
+    run.send(SIGNAL % ("h", "HALT"), entry="500-0")
+    assert run.train().stopped_by == "finished"
+    assert answers(run)["early"] == ("REJECTED", "superseded")
+    assert answers(run)["r"] == ("APPLIED", "ok")
+
+
+def test_a_signal_that_comes_by_two_ways_is_obeyed_once(make_run) -> None:
+    run = make_run()
+    run.send(SIGNAL % ("s", "ELEVATED"), entry="7-0")
+    run.train()
+    again = make_run(epochs=5)
+    again.send(SIGNAL % ("s", "ELEVATED"), entry="9-0")
+    again.train()
+    assert (told(run), told(again)) == (["elevated"], [])
+    assert answers(again) == {"signal:s": ("DUPLICATE", "duplicate")}
+
+
+@pytest.mark.parametrize(
+    ("emergency", "says"),
+    [
+        ("{}", "notice, elevated"),
+        ('{"level": "HALT", "scope": "mine"}', "self, run, pattern or all"),
+        ('{"level": "HALT", "scope": "pattern"}', "glob"),
+        ('{"level": "HALT", "scope": "all", "runs": "exp-*"}', "glob"),
+    ],
+)
+def test_an_emergency_that_means_nothing_is_refused(make_run, emergency: str, says: str) -> None:
+    run = make_run(steps=5)
+    run.send(f'{{"commandId": "x", "commandType": "EMERGENCY", "emergency": {emergency}}}')
+    assert run.train().steps == 5
+    assert run.outcome("x").code == "bad_payload"
+    assert says in run.outcome("x").reason
+    assert run.outbound.signals == []
