@@ -134,6 +134,7 @@ class Trainer:
         self._resumed_from = ""
         self._exact = True
         self._fence = self._recover(mailbox, outbound, wall_ns)
+        self._steering.emergencies.look()
         self._first_step = self.state.step
         self._speed = 0.0
         self._rate = next(iter(self.state.learning_rate.rates().values()), 0.0)
@@ -397,4 +398,5 @@ class Trainer:
             mode=mode_name(state.mode),
             timeline=state.timeline,
             steps_per_second=self._speed,
+            emergency=self._steering.emergencies.shown,
         )

@@ -31,9 +31,13 @@ from tolaria_bus.oona.sealing import new_message_id, seal
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.safety import Signals
-from tolaria_bus.safety.emergency_signal import as_command, check, concerns
+from tolaria_bus.safety.emergency_signal import UnusableSignal, as_command, check, concerns
 from tolaria_bus.tolaria.control.mailbox import Delivery
 from tolaria_bus.tolaria.control.outcomes import FATAL
+from tolaria_bus.worker.emergency_times import EmergencyTimes
+
+PASSED_ON = "passed_on"
+"""What a signal's stream is called that came from a supervisor: it has no entry."""
 
 
 class BusOutbound:
@@ -46,6 +50,9 @@ class BusOutbound:
         ring: Signs what a dead letter of the trainer's holds.
         on_outcome: Told, on the trainer's thread, once an entry's outcome is in the outbox.
         signals: Where emergencies are left for a supervisor, should this process not send them.
+
+    Attributes:
+        times: Of the run's emergency signals.
     """
 
     def __init__(
@@ -63,6 +70,8 @@ class BusOutbound:
         self._on_outcome = on_outcome
         self._ring = ring or KeyRing()
         self._signals = signals
+        self.times = EmergencyTimes(run, self._tell_time)
+        outbox.on_alert = self.times.published
 
     def telemetry(self, packet: TelemetryPacket, priority: MessagePriority.ValueType) -> None:
         """HIGH and CRITICAL to the emergency stream, the rest to the run's telemetry."""
@@ -78,6 +87,7 @@ class BusOutbound:
 
         A supervisor that sends it too does so under the same id, and the server takes it once.
         """
+        self.times.began(signal)
         if self._signals is not None:
             self._signals.emergency(encode(signal))
         self._outbox.put(
@@ -125,6 +135,9 @@ class BusOutbound:
         )
         if delivery is not None:
             self._on_outcome(outcome, delivery)
+
+    def _tell_time(self, packet: TelemetryPacket) -> None:
+        self.telemetry(packet, packet.priority)
 
     def _dead_letter(self, reason: str, delivery: Delivery) -> None:
         """A letter about a command of which the journal alone has the bytes."""
@@ -214,6 +227,28 @@ def signal_delivery(received: Received, run: str) -> Delivery | None:
         priority=MessagePriority.MESSAGE_PRIORITY_CRITICAL,
         group=received.group,
         resent=is_resent(received.opened.envelope, received.stream),
+    )
+
+
+def passed_delivery(signal: EmergencySignal, run: str) -> Delivery | None:
+    """A signal that a supervisor passed on as a command to obey; ``None``: it isn't for this run.
+
+    Raises:
+        UnusableSignal: Its checksum isn't its own, or its scope means nothing; or it has no id.
+    """
+    check(signal)
+    if not concerns(signal, run):
+        return None
+    signal_id = signal.attributes.get("signal_id", "")
+    if not signal_id:
+        raise UnusableSignal("EmergencySignal.attributes: signal_id is missing")
+    command = as_command(signal, signal_id)
+    return Delivery(
+        command=command,
+        payload=encode(command),
+        stream=PASSED_ON,
+        source=signal.origin,
+        priority=MessagePriority.MESSAGE_PRIORITY_CRITICAL,
     )
 
 

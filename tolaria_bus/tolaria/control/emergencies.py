@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from tolaria_bus.leyline import (
     CircuitBreakerState,
@@ -51,6 +51,8 @@ class Emergencies:
     Attributes:
         next_step: The step at which the level falls if nothing happens; the trainer compares it at
             every step.
+        shown: The level for others to see, from any thread: level, cause, reason, by, since_step,
+            falls_at_step (``None`` at HALT); ``None`` while there is none.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Emergencies:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.next_step = 0
+        self.shown: dict[str, Any] | None = None
         self._state = state
         self._folder = folder
         self._telemetry = telemetry
@@ -181,8 +184,19 @@ class Emergencies:
 
     def look(self) -> None:
         """The mode may have changed: see what follows from it."""
-        self.next_step = emergency.easing_step(self._standing, self._clean_steps)
-        self._telemetry.hurry(self._standing.level >= ELEVATED)
+        standing = self._standing
+        self.next_step = emergency.easing_step(standing, self._clean_steps)
+        self._telemetry.hurry(standing.level >= ELEVATED)
+        self.shown = None
+        if standing.level:
+            self.shown = {
+                "level": level_name(standing.level),
+                "cause": standing.cause,
+                "reason": standing.reason,
+                "by": standing.by,
+                "since_step": standing.since_step,
+                "falls_at_step": self.next_step if self.next_step < emergency.NEVER else None,
+            }
 
     @property
     def _standing(self) -> EmergencyState:
