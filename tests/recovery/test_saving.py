@@ -13,7 +13,7 @@ import torch
 from tests.trainer.conftest import Moons
 from tolaria_bus.settings import load
 from tolaria_bus.tolaria.engine.job import view
-from tolaria_bus.tolaria.engine.step import LossReading, Verdict
+from tolaria_bus.tolaria.engine.loss_watch import LossReading, Verdict
 from tolaria_bus.tolaria.recovery.buffer_pool import MOST, SPARE_BYTES, BufferPool
 from tolaria_bus.tolaria.recovery.buffers import TensorBuffers
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed

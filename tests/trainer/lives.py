@@ -15,8 +15,8 @@ from torch.utils.data import TensorDataset
 
 from tests.trainer.conftest import Moons, Run
 from tolaria_bus.settings import load
-from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.outcomes import Outcomes
+from tolaria_bus.tolaria.control.recovering import Recovering
 from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.recovery import rollback
 from tolaria_bus.tolaria.recovery.rollback import Rollback
@@ -88,7 +88,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "a step of those made again": lambda: steps_after(Rollback, "restore", 3),
     "the state is back": lambda: around(Rollback, "apply"),
     "not all is told": lambda: around(Outcomes, "rolled_back"),
-    "all is told": lambda: around(Fence, "tell_undone"),
+    "all is told": lambda: around(Recovering, "tell_undone"),
     "checkpoints are marked": lambda: around(Rollback, "mark_checkpoints", nth=2),
     "the next step": lambda: steps_after(Rollback, "apply", 0),
     "some steps later": lambda: steps_after(Rollback, "apply", 9),

@@ -16,8 +16,8 @@ from tests.trainer.test_recovery import Explodes, FailsAtOutcome, FailsAtState, 
 from tests.trainer.test_seeds import Slotted, live
 from tolaria_bus.leyline import CheckpointSaved, JournalRecord
 from tolaria_bus.settings import load
-from tolaria_bus.tolaria.control.fence import Divergence
 from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
+from tolaria_bus.tolaria.control.recovering import Divergence
 from tolaria_bus.tolaria.engine.job import Job, view
 from tolaria_bus.tolaria.recovery.journal import Journal, JournalCorrupt, read_records
 from tolaria_bus.tolaria.recovery.journal_view import NothingRecorded

@@ -27,9 +27,9 @@ import time
 from pathlib import Path
 from tiny import Tiny
 from tolaria_bus.safety import SignalView
-from tolaria_bus.tolaria.control import steering
+from tolaria_bus.tolaria.control import deadlines
 
-steering.FULL_SECONDS = 0.5  # A rollback has 12 s otherwise: nobody should wait for that here.
+deadlines.FULL_SECONDS = 0.5  # A rollback has 12 s otherwise: nobody should wait for that here.
 ENDLESS = 1_000_000
 
 

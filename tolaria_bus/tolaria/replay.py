@@ -21,8 +21,8 @@ from tolaria_bus.leyline import (
     TelemetryPacket,
 )
 from tolaria_bus.settings import DECIDES_WEIGHTS, Settings, load
-from tolaria_bus.tolaria.control.fence import Divergence
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
+from tolaria_bus.tolaria.control.recovering import Divergence
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.schedule import Schedule
 from tolaria_bus.tolaria.recovery.environment import differences, environment

@@ -26,8 +26,9 @@ from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.job import Job
+from tolaria_bus.tolaria.engine.loss_watch import Verdict
 from tolaria_bus.tolaria.engine.side import SideTraining
-from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
+from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.engine.validation import Validation, validate
 from tolaria_bus.tolaria.recovery.environment import differences, environment
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
@@ -124,7 +125,7 @@ class Trainer:
             outbound=outbound,
             telemetry=self._telemetry,
             validate=self._validate,
-            accept=self._steering.check_accuracy,
+            accept=self._steering.health.check_accuracy,
             adapt=self._adapt,
             check=self._steering.check_parts,
             judge=self._steering.guards.judge_boundary,
@@ -150,17 +151,18 @@ class Trainer:
         kasmina, side, step = state.kasmina, self._side, self._step
         signals = self._signals
         steering, cadence = self._steering, self._steering.cadence
+        health, checkpoints = steering.health, steering.checkpoints
         emergencies = steering.emergencies
         try:
             signals.begin(state.step)
-            fence.finish_contained()
+            fence.recovering.finish_contained()
             steering.finish_cuts()
             while True:
-                if state.epoch_ends and not fence.cut_is_next and not held(state.mode):
+                if state.epoch_ends and not fence.recovering.cut_is_next and not held(state.mode):
                     self._end_epoch(state.epoch)
                 if mailbox.waiting or state.step >= fence.next_step:
                     fence.open()
-                    steering.settle()
+                    health.settle()
                     step.passes.rearm()
                 if self._at_end():
                     break
@@ -183,17 +185,17 @@ class Trainer:
                 reading = watch.push(state.step, loss)
                 if reading is not None:
                     if reading.verdict is not Verdict.OK:
-                        steering.recover_from(reading)
+                        health.recover_from(reading)
                         continue
                     state.note(reading)
-                    if steering.holding_checkpoint:
-                        steering.judge_checkpoint()
+                    if checkpoints.holding:
+                        checkpoints.judge()
                 if self._telemetry.due():
                     self._report()
                 if cadence.includes(state.step, state.data.position):
-                    steering.take_snapshot()
+                    checkpoints.take_snapshot()
                 if self._saving_due() and not state.epoch_ends:
-                    steering.save_later()
+                    checkpoints.save_later()
             return self._finish(started)
         except Exception as error:
             self._telemetry.alert(
@@ -204,7 +206,7 @@ class Trainer:
             )
             raise
         finally:
-            self._steering.close(self._settings.drain_seconds)
+            self._steering.checkpoints.close(self._settings.drain_seconds)
 
     # Start and end
 
@@ -274,7 +276,7 @@ class Trainer:
         if self._mailbox.stop_reason:
             steering.stop(self._mailbox.stop_reason)
         elif self._length.reached(self.state):
-            if not steering.check_health():
+            if not steering.health.check():
                 return self._at_end()
             steering.stop("finished")
         return bool(steering.stopping)
@@ -285,7 +287,7 @@ class Trainer:
         here = state.timeline, state.step
         if self._steering.stopping == "finished" and self._boundary.validated_at != here:
             self._boundary.validate()  # Restarted at the very end, or --steps ended in an epoch.
-        name = self._steering.save_at_end()
+        name = self._steering.checkpoints.save_at_end()
         weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
         stopped = RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights)
@@ -319,7 +321,7 @@ class Trainer:
     # Between steps
 
     def _end_epoch(self, epoch: int) -> None:
-        if self._steering.check_health():
+        if self._steering.health.check():
             self._observations.stop_clock()
             self._boundary.cross(epoch, self.state.end_epoch())
             self._seeds.publish()
@@ -361,7 +363,7 @@ class Trainer:
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs
         if self.state.epoch % every == 0 and not self._steering.stopping:
-            self._steering.save_later()
+            self._steering.checkpoints.save_later()
 
     def _saving_due(self) -> bool:
         every = self._settings.checkpoint_every_steps
