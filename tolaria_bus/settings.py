@@ -27,6 +27,7 @@ DECIDES_WEIGHTS: Final = (
     "accumulate",
     "clip_norm",
     "channels_last",
+    "aggregation",
     "new_parameter_warmup_steps",
     "loss_spike_factor",
     "emergency_clean_steps",
@@ -141,6 +142,11 @@ class Settings(BaseSettings):
     activation_checkpointing: str = Field(
         "", description="Modules (a glob of their names) that keep no activations."
     )
+    aggregation: str = Field(
+        "none",
+        pattern=r"^[a-z][a-z0-9_]{0,31}(:[a-z0-9_=.,+-]{1,200})?$",
+        description="Handler of conflicts between host and seeds: none, pcgrad, or one of TorchJD.",
+    )
     new_parameter_warmup_steps: int | None = Field(
         None,
         ge=0,
@@ -224,6 +230,13 @@ class Settings(BaseSettings):
 
     # What is published, and when
     telemetry_seconds: float = Field(0.25, ge=0.0, le=3600.0, description="Between step metrics.")
+    profile_steps: int | None = Field(
+        None, ge=1, le=10_000, description="Record a trace of so many steps at the start."
+    )
+    profile_keep: int = Field(5, ge=1, le=1000, description="Traces kept in the run's folder.")
+    profile_max_mb: int = Field(
+        100, ge=1, le=100_000, description="A trace has fewer steps rather than more MB."
+    )
     drain_seconds: float = Field(
         20.0, ge=0.1, le=3600.0, description="A stop finishes the step, saves, flushes within this."
     )

@@ -19,6 +19,7 @@ from tolaria_bus.tolaria.control.emergency_commands import judge_emergency
 from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.observing import window_refused
 from tolaria_bus.tolaria.control.optimizer_commands import judge_optimizer, rate_effect
+from tolaria_bus.tolaria.control.profile_commands import judge_profile
 from tolaria_bus.tolaria.control.seed_commands import judge_pruning, judge_seed
 from tolaria_bus.tolaria.control.steerable import (
     CommandRefused,
@@ -188,6 +189,7 @@ _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
     CommandType.COMMAND_CONTINUE: _continue,
     CommandType.COMMAND_MODE: _mode,
     CommandType.COMMAND_CIRCUIT_BREAKER: judge_breaker,
+    CommandType.COMMAND_PROFILE: judge_profile,
 }
 
 # Name of the payload, and whether the command means nothing without it.
@@ -199,6 +201,7 @@ _PAYLOADS: dict[int, tuple[str, bool]] = {
     CommandType.COMMAND_EMERGENCY: ("emergency", True),
     CommandType.COMMAND_MODE: ("mode", True),
     CommandType.COMMAND_CIRCUIT_BREAKER: ("circuit_breaker", True),
+    CommandType.COMMAND_PROFILE: ("profile", True),
     CommandType.COMMAND_CHECKPOINT: ("checkpoint", False),
     CommandType.COMMAND_ROLLBACK: ("rollback_payload", False),
 }

@@ -66,8 +66,10 @@ class Fence:
         replay: Iterable[JournalRecord] = (),
         restored: int = 0,
         wall_ns: Callable[[], int] = time.time_ns,
+        on_hold: Callable[[bool], None] = lambda waits: None,
     ) -> None:
         self.next_step = 0
+        self._on_hold = on_hold
         self._run = run
         self._folder = folder
         self._ledger = folder.ledger
@@ -131,7 +133,9 @@ class Fence:
             self._run.stand_still()
         while held(self._run.state.mode) and not self._ending and not recovering.behind:
             began = time.perf_counter()
+            self._on_hold(True)
             self._mailbox.wait(HELD_POLL_SECONDS)
+            self._on_hold(False)
             self._held_seconds += time.perf_counter() - began
             self._apply_waiting(None)
         self.next_step = 0 if recovering.behind else self._next_due()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.tolaria.control.emergencies import Emergencies
 from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.engine.numbers import is_number
 from tolaria_bus.tolaria.recovery.restore_points import Target
@@ -48,6 +49,7 @@ class Steerable(Protocol):
     seeds: SeedWork
     observations: Observations
     emergencies: Emergencies
+    profiling: Profiling
 
     def admit(self, command: AdaptationCommand) -> None:
         """Refuse a new command whose breaker is open.

@@ -17,6 +17,7 @@ from tolaria_bus.tolaria.control.features import FALLBACK, apply_fallback
 from tolaria_bus.tolaria.control.guards import Guards
 from tolaria_bus.tolaria.control.health import Health
 from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
@@ -43,11 +44,13 @@ class Steering:
         fence: Knows which journal records the state contains; set once it is made.
         seeds: Does what is done to seeds; set once it is made.
         observations: What becomes of commands' effects; set once it is made.
+        profiling: Records traces; set once it is made.
     """
 
     fence: Fence
     seeds: SeedWork
     observations: Observations
+    profiling: Profiling
 
     def __init__(
         self,

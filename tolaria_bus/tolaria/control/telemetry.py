@@ -19,6 +19,7 @@ from tolaria_bus.leyline import (
     EmergencySignal,
     MessagePriority,
     MetricPoint,
+    ProfileReport,
     TelemetryEvent,
     TelemetryLevel,
     TelemetryPacket,
@@ -152,6 +153,19 @@ class Telemetry:
             attributes,
         )
 
+    def profile(self, report: ProfileReport, name: str, description: str) -> None:
+        """Publish what a trace says, with an event: INFO, priority NORMAL."""
+        packet = self.packet()
+        packet.profile.CopyFrom(report)
+        self._event(
+            name,
+            description,
+            TelemetryLevel.TELEMETRY_LEVEL_INFO,
+            MessagePriority.MESSAGE_PRIORITY_NORMAL,
+            {"profile": report.profile, "command_id": report.command_id},
+            packet=packet,
+        )
+
     def alert(
         self, name: str, description: str, *, critical: bool = False, **attributes: object
     ) -> None:
@@ -244,8 +258,9 @@ class Telemetry:
         level: TelemetryLevel.ValueType,
         priority: MessagePriority.ValueType,
         attributes: Mapping[str, object],
+        packet: TelemetryPacket | None = None,
     ) -> None:
-        packet = self.packet()
+        packet = packet or self.packet()
         packet.level = level
         packet.priority = priority
         packet.events.append(

@@ -24,6 +24,7 @@ class RunFolder:
         live: Which records lie on the live timeline.
         checkpoints: The store under ``checkpoints/``.
         last_effect: Sequence of the newest record that changes a run; the others are notes.
+        unended: The newest process that worked on the run has not (yet) ended in good order.
         newest_answer: The newest RESULT or DEFERRED record, ``None`` if the run was stopped since.
     """
 
@@ -33,6 +34,7 @@ class RunFolder:
     live: LivePath
     checkpoints: CheckpointStore
     last_effect: int = 0
+    unended: bool = False
     newest_answer: JournalRecord | None = None
     _cuts: list[JournalRecord] = field(default_factory=list)
     _told: set[tuple[str, int]] = field(default_factory=set)
@@ -147,6 +149,8 @@ class RunFolder:
         self.live.note(record)
         if record.WhichOneof("record") in EFFECTS:
             self.last_effect = record.sequence
+        if record.HasField("started") or record.HasField("stopped"):
+            self.unended = record.HasField("started")
         if record.HasField("result") or record.HasField("deferred"):
             self.newest_answer = record
         elif record.HasField("stopped"):
