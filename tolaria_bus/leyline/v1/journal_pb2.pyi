@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from tolaria_bus.leyline.v1 import command_pb2 as _command_pb2
+from tolaria_bus.leyline.v1 import emergency_pb2 as _emergency_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -473,11 +474,14 @@ class RunMode(_message.Message):
     CONSERVATIVE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
+    EMERGENCY_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     halted: _builtins.bool
     conservative: _builtins.bool
     reason: _builtins.str
     by: _builtins.str
+    @_builtins.property
+    def emergency(self) -> _emergency_pb2.EmergencyState: ...
     def __init__(
         self,
         *,
@@ -486,10 +490,11 @@ class RunMode(_message.Message):
         conservative: _builtins.bool = ...,
         reason: _builtins.str = ...,
         by: _builtins.str = ...,
+        emergency: _emergency_pb2.EmergencyState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["emergency", b"emergency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "conservative", b"conservative", "halted", b"halted", "paused", b"paused", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "conservative", b"conservative", "emergency", b"emergency", "halted", b"halted", "paused", b"paused", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
