@@ -27,6 +27,7 @@ DECIDES_WEIGHTS: Final = (
     "accumulate",
     "clip_norm",
     "channels_last",
+    "aggregation",
     "new_parameter_warmup_steps",
     "loss_spike_factor",
 )
@@ -139,6 +140,11 @@ class Settings(BaseSettings):
     channels_last: bool = Field(False, description="Convolutions in channels-last format.")
     activation_checkpointing: str = Field(
         "", description="Modules (a glob of their names) that keep no activations."
+    )
+    aggregation: str = Field(
+        "none",
+        pattern=r"^[a-z][a-z0-9_]{0,31}(:[a-z0-9_=.,+-]{1,200})?$",
+        description="Handler of conflicts between host and seeds: none, pcgrad, or one of TorchJD.",
     )
     new_parameter_warmup_steps: int | None = Field(
         None,

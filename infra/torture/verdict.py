@@ -8,9 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from infra.torture.lives import Run
 from infra.torture.operator import Operator, own_signal
 from infra.torture.orders import INITIAL, TRAPPED
+from infra.torture.run import Run
 from tolaria_bus.leyline import (
     BusEnvelope,
     BusMessageType,

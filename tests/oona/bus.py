@@ -45,7 +45,8 @@ TELEMETRY = STREAMS.telemetry(RUN)
 OUTCOMES = STREAMS.outcomes(RUN)
 EMERGENCY = STREAMS.emergency
 UNSIGNED = KeyRing()
-SOON = 10.0  # seconds: much longer than anything takes that works
+SOON = 60.0
+"""Seconds: much longer than anything takes that works, on a machine that is busy with others."""
 
 
 class Events:

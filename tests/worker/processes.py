@@ -70,7 +70,7 @@ class Terminal:
             **self.environment,
         }
 
-    def run(self, *words: str, check: int | None = 0, timeout: float = 120) -> str:
+    def run(self, *words: str, check: int | None = 0, timeout: float = 300) -> str:
         """Run ``tolaria-bus WORDS`` to its end and return what it printed."""
         done = subprocess.run(
             [sys.executable, "-m", "tolaria_bus", *words],
@@ -115,14 +115,14 @@ class Process:
     popen: subprocess.Popen[bytes]
     log: Path
 
-    def ends(self, code: int | None = 0, timeout: float = 120) -> str:
+    def ends(self, code: int | None = 0, timeout: float = 300) -> str:
         """Wait for its end and return its output."""
         returned = self.popen.wait(timeout)
         text = self.log.read_text(errors="replace")
         assert code is None or returned == code, (returned, text)
         return text
 
-    def says(self, text: str, timeout: float = 60) -> None:
+    def says(self, text: str, timeout: float = 180) -> None:
         """Wait until its output has ``text``, or fail with what it has."""
         end = time.monotonic() + timeout
         while text not in self.log.read_text(errors="replace"):

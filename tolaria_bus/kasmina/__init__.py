@@ -10,6 +10,7 @@ from tolaria_bus.kasmina.gates import GateReading, Limits
 from tolaria_bus.kasmina.operations import Moment
 from tolaria_bus.kasmina.parameters import Parameter
 from tolaria_bus.kasmina.places import SlotShape
+from tolaria_bus.kasmina.probe import Probe
 from tolaria_bus.kasmina.protocol import Kasmina
 from tolaria_bus.kasmina.pruning import Pruned, PruningPlan
 from tolaria_bus.kasmina.records import (
@@ -35,6 +36,7 @@ __all__ = [
     "Moment",
     "OperationPlan",
     "Parameter",
+    "Probe",
     "Pruned",
     "PruningPlan",
     "Rebuilt",

@@ -18,6 +18,7 @@ from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
+from tolaria_bus.tolaria.control.gradients import ToldGradients
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.observing import Observations
@@ -41,7 +42,13 @@ from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
-from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length, step_options
+from tolaria_bus.tolaria.start import (
+    fresh_state,
+    pick_device,
+    plan_length,
+    step_options,
+    task_gradients,
+)
 from tolaria_bus.tolaria.summary import Progress, RunSummary
 
 GATE_BATCHES = 8
@@ -95,6 +102,7 @@ class Trainer:
         self._phases = PhaseClock()
         self._phase_metrics = PhaseMetrics(self._phases, self._telemetry, self._device)
         self._side = SideTraining(self.state.kasmina, self.state.model, job.loss)
+        self._tasks = task_gradients(job, settings, self.state, self._device)
         self._step = TrainStep(
             self.state.model,
             job.loss,
@@ -102,10 +110,14 @@ class Trainer:
             self._device,
             self.state.seed,
             self._side,
+            tasks=self._tasks,
             options=step_options(settings),
             state=self.state.engine,
             before_update=self._set_rates,
             phases=self._phases,
+        )
+        self._told = (
+            None if self._tasks is None else ToldGradients(self._tasks, self.state, self._telemetry)
         )
         self._steering = Steering(
             self.state,
@@ -289,7 +301,13 @@ class Trainer:
             checkpoint=self._resumed_from,
             records_to_replay=len(replay),
         )
-        tell_features(options, self._device, state, self._telemetry)
+        tell_features(
+            options,
+            self._device,
+            state,
+            self._telemetry,
+            sample_losses=self._job.sample_losses is not None,
+        )
         self._steering.fence = fence
         tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
         if found is None:
@@ -430,6 +448,8 @@ class Trainer:
         state = self.state
         self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
         figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
+        if self._told is not None:
+            figures += self._told.figures()
         self._speed = self._telemetry.step_metrics(state.last_loss, figures)
         self._phase_metrics.due()
         self._standing.look()

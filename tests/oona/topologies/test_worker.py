@@ -38,7 +38,8 @@ def test_a_worker_is_steered_before_and_after_a_failover(
         old = master_of(place)
         old.kill()
         try:
-            wait_until(lambda: master_of(place) is not old)
+            with place.hasty():
+                wait_until(lambda: master_of(place) is not old)
             assert "APPLIED" in terminal.run("send", "pause", *where, "--wait", "60")
         finally:
             old.start()

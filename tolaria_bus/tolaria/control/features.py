@@ -19,11 +19,20 @@ FALLBACK: Final = "fallback"
 
 
 def tell_features(
-    options: StepOptions, device: torch.device, state: TrainingState, telemetry: Telemetry
+    options: StepOptions,
+    device: torch.device,
+    state: TrainingState,
+    telemetry: Telemetry,
+    *,
+    sample_losses: bool,
 ) -> None:
     """Say in one event, and in a metric for each feature, what is on and why the rest is off."""
     found = features(
-        options, device, optimizer=state.optimizer.optimizer, fallen=state.engine.fallen
+        options,
+        device,
+        optimizer=state.optimizer.optimizer,
+        sample_losses=sample_losses,
+        fallen=state.engine.fallen,
     )
     telemetry.event("engine", line(found), **{each.name: each.value or "off" for each in found})
     telemetry.metrics(

@@ -6,12 +6,14 @@ is read exactly one step later, from ``LossWatch``, while the device is busy wit
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tolaria_bus.tolaria.engine.aggregation import TaskGradients
 from tolaria_bus.tolaria.engine.batch import map_tensors, to_device
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.optimizer import HOST_GROUP, OptimizerManager
@@ -57,6 +59,7 @@ class TrainStep:
         device: Where the batches go.
         seed: The run's seed.
         side: Lets seeds learn beside the host, after its backward pass: from the step's last batch.
+        tasks: Tells seeds with a part in the output apart in the gradient; None: nobody does.
         options: What is wanted beyond the plain loop.
         state: What of it must survive; one of its own where none is given.
         before_update: Called just before the optimizer's step: sets the learning rates.
@@ -75,6 +78,7 @@ class TrainStep:
         seed: int,
         side: SideTraining | None = None,
         *,
+        tasks: TaskGradients | None = None,
         options: StepOptions | None = None,
         state: StepState | None = None,
         before_update: Callable[[], object] | None = None,
@@ -103,6 +107,9 @@ class TrainStep:
             amp=amp,
         )
         self._side = side
+        self._tasks = tasks
+        self._forward_done = partial(self._enter, BACKWARD)
+        self._handled = False
         self._batch: Any = None
         self._seeded_with = 0
 
@@ -116,10 +123,9 @@ class TrainStep:
                 weights are as before.
         """
         self._enter(PREPARE)
-        optimizer = self._manager.optimizer
-        optimizer.zero_grad(set_to_none=True)
+        optimizer = self._begin(conservative)
         loss = self._pass(batch, position, timeline, 1.0, conservative)
-        self._update(optimizer)
+        self._update(optimizer, timeline, position)
         return loss
 
     def advance(self, data: Batches, timeline: int, *, conservative: bool = False) -> Tensor:
@@ -137,8 +143,7 @@ class TrainStep:
             return self(data.next(), position, timeline, conservative=conservative)
         per_epoch = data.steps_per_epoch
         count = min(self._accumulate, per_epoch - position % per_epoch)
-        optimizer = self._manager.optimizer
-        optimizer.zero_grad(set_to_none=True)
+        optimizer = self._begin(conservative)
         total: Tensor | None = None
         for place in range(position, position + count):
             self._enter(DATA)
@@ -147,8 +152,17 @@ class TrainStep:
             loss = self._pass(batch, place, timeline, 1.0 / count, conservative)
             total = loss if total is None else total + loss
         assert total is not None
-        self._update(optimizer)
+        self._update(optimizer, timeline, position)
         return total / count
+
+    def _begin(self, conservative: bool) -> Optimizer:
+        optimizer = self._manager.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        tasks = self._tasks
+        self._handled = (
+            tasks is not None and tasks.present and tasks.begin(conservative=conservative)
+        )
+        return optimizer
 
     def _pass(
         self, batch: Any, position: int, timeline: int, share: float, conservative: bool
@@ -163,7 +177,8 @@ class TrainStep:
             batch,
             share,
             lambda: self._seed(timeline, position),
-            conservative=conservative,
+            # What is compiled frees its memory behind the first of several backward passes.
+            conservative=conservative or self._handled,
             key=self._manager.version,
         )
 
@@ -171,6 +186,14 @@ class TrainStep:
         loss = None
         self._enter(FORWARD)
         try:
+            if self._tasks is not None and self._tasks.present:
+                return self._tasks.backward(
+                    batch,
+                    share,
+                    self._scaler,
+                    handled=self._handled,
+                    forward_done=self._forward_done,
+                )
             loss = self._loss(self._model, batch)
             part = loss if share == 1.0 else loss * share
             if self._scaler is not None:
@@ -181,8 +204,10 @@ class TrainStep:
             raise _explain(loss, error) from error
         return loss.detach()
 
-    def _update(self, optimizer: Optimizer) -> None:
+    def _update(self, optimizer: Optimizer, timeline: int, position: int) -> None:
         scaler = self._scaler
+        if self._handled and self._tasks is not None:
+            self._tasks.settle(timeline, position, scaled=scaler is not None)
         self._enter(OPTIMIZER)
         if scaler is not None:
             scaler.unscale_(optimizer)
