@@ -1,10 +1,11 @@
-"""Runs in processes of their own, which die by SIGKILL at a given moment of a rollback."""
+"""Runs that die: by SIGKILL at a moment of a rollback, or as the power goes at any moment."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -128,3 +129,19 @@ def lived(
         return None
     found: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
     return found
+
+
+class Power:
+    """Copies the run's folder at a moment: what a disk holds when the power goes right there."""
+
+    def __init__(self, source: Path, copy: Path) -> None:
+        self.source = source
+        self.copy = copy
+
+    def fails(self) -> None:
+        while not self.copy.exists():
+            try:
+                shutil.copytree(self.source, self.copy, ignore=shutil.ignore_patterns("*.tmp"))
+            except (shutil.Error, FileNotFoundError):
+                # Retention took a checkpoint away meanwhile: such a disk has never been.
+                shutil.rmtree(self.copy, ignore_errors=True)
