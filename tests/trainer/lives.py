@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
+from tests.forks import PROCESSES
 from tests.trainer.conftest import Moons, Run
 from tolaria_bus.settings import load
 from tolaria_bus.tolaria.control.outcomes import Outcomes
@@ -21,10 +21,6 @@ from tolaria_bus.tolaria.control.recovering import Recovering
 from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.recovery import rollback
 from tolaria_bus.tolaria.recovery.rollback import Rollback
-
-PROCESSES = multiprocessing.get_context("forkserver")
-# Their server has imported all of this; a process is a fork of it.
-PROCESSES.set_forkserver_preload([__name__])
 
 
 class Poisoned(Moons):
@@ -123,7 +119,7 @@ def lived(
     """Live in a process; its summary, or None if it was killed."""
     process = PROCESSES.Process(target=live, args=(path, job, settings, commands, moment))
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode in {0, -signal.SIGKILL}, process.exitcode
     if process.exitcode:
         return None
