@@ -30,6 +30,7 @@ DECIDES_WEIGHTS: Final = (
     "aggregation",
     "new_parameter_warmup_steps",
     "loss_spike_factor",
+    "emergency_clean_steps",
 )
 """Settings that the same weights need the same values of; each start journals them."""
 
@@ -191,6 +192,9 @@ class Settings(BaseSettings):
     )
     rollback_limit: int = Field(
         3, ge=1, le=100, description="Automatic rollbacks in a row before the run is halted."
+    )
+    emergency_clean_steps: int = Field(
+        500, ge=1, le=2**53, description="Steps without a cause that lower an emergency by a level."
     )
 
     # Safety

@@ -28,7 +28,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["guarantees.md", "dead-letters.md", "faults.md", "oona.md", "weatherlight.md"]
+    "page",
+    ["guarantees.md", "dead-letters.md", "emergency.md", "faults.md", "oona.md", "weatherlight.md"],
 )
 def test_every_test_that_a_page_names_exists(page: str) -> None:
     file = ""

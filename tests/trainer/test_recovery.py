@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
-from tolaria_bus.leyline import CommandOutcome, SystemStatePacket
+from tolaria_bus.leyline import CommandOutcome, EmergencyLevel, SystemStatePacket
 from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 from tolaria_bus.tolaria.recovery.journal import read_records
 
@@ -323,12 +323,13 @@ def test_a_loss_that_stays_bad_halts_the_run_instead_of_looping(make_run) -> Non
     class Stops(RecordingOutbound):
         def emergency(self, signal) -> None:
             super().emergency(signal)
-            run.mailbox.request_stop("signal")
+            if signal.level == EmergencyLevel.EMERGENCY_LEVEL_HALT:
+                run.mailbox.request_stop("signal")
 
     run.outbound = Stops()
     summary = run.train()
     assert summary.mode == "halted"
-    assert "didn't help" in run.outbound.signals[0].reason
+    assert "didn't help" in run.outbound.signals[-1].reason
     assert summary.timeline == 3
 
 

@@ -162,6 +162,18 @@ def test_an_automatic_rollback_is_taken_from_the_journal_and_not_decided_again(
     assert repeated.run.timeline == 2
 
 
+def test_an_emergencys_levels_are_taken_from_the_journal_and_not_decided_again(
+    make_run, again: Again
+) -> None:
+    run = make_run(job=Explodes(times=3), epochs=6, rollback_limit=9, emergency_clean_steps=20)
+    recorded = run.train()
+    assert {"conservative_mode", "emergency_eased"} <= set(run.events())
+    assert recorded.mode == "running"
+    repeated = again(run.path, job=Moons())
+    assert repeated.same_bits
+    assert repeated.run.mode == "running"
+
+
 def test_pauses_halts_and_stops_take_no_time(make_run, again: Again) -> None:
     class Goes(RecordingOutbound):
         def outcome(self, outcome, delivery) -> None:

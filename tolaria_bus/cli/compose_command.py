@@ -36,7 +36,8 @@ SIMPLE: Final = {
     "stop": CommandType.COMMAND_STOP,
 }
 """Commands that are their name alone."""
-SCOPES: Final = ("self", "run", "pattern", "all")
+SCOPES: Final = ("run", "pattern", "all")
+"""Of an emergency that an operator raises: somebody has to obey it."""
 
 
 def simple(word: str) -> AdaptationCommand:
@@ -164,7 +165,7 @@ def seed(
 def emergency(
     level: str, *, scope: str | None = None, runs: str | None = None
 ) -> AdaptationCommand:
-    """Raise an emergency in the run; ``scope`` says which other runs shall obey its broadcast.
+    """Raise an emergency in the run (scope ``run``), or in many at once (``pattern``, ``all``).
 
     Raises:
         ComposeError: Level or scope is unknown, or a glob of runs and its scope don't go together.

@@ -156,14 +156,18 @@ def emergency(
         str | None,
         typer.Option(
             metavar="SCOPE",
-            help="Which other runs obey the broadcast: self (none; default), run, pattern, all.",
+            help="Who obeys: run (the one that is sent to; default), pattern (see --runs), all.",
         ),
     ] = None,
     runs: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Ids of runs that obey, as exp-*.")
     ] = None,
 ) -> AdaptationCommand:
-    """Raise an emergency in the run. HALT holds it until it is resumed."""
+    """Raise an emergency: in a run, or by a broadcast in all that match. HALT holds until RESUME.
+
+    Examples: send emergency halt --run exp-1 --reason smoke,
+    send emergency halt --scope pattern --runs 'exp-*' --reason 'the cooling fails'
+    """
     return compose.emergency(level, scope=scope, runs=runs)
 
 
@@ -228,7 +232,7 @@ def build() -> Any:
 
 
 def _build_one(name: str, words: Callable[..., AdaptationCommand]) -> Any:
-    return command(sends(words, _send), name)
+    return command(sends(words, _send_words), name)
 
 
 def _json(
@@ -257,6 +261,13 @@ def _before(context: typer.Context, json: str | None, **given: Any) -> None:
     if json is not None:
         context.fail(f"--json is a whole command; leave out {context.invoked_subcommand!r}")
     context.obj = said
+
+
+def _send_words(composed: AdaptationCommand, given: Sending) -> int:
+    from tolaria_bus.cli.broadcast import broadcast, is_broadcast
+
+    # A whole command, written as JSON, is for a run, which then tells the others.
+    return (broadcast if is_broadcast(composed) else _send)(composed, given)
 
 
 def _send(composed: AdaptationCommand, given: Sending) -> int:

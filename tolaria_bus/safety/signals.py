@@ -61,7 +61,13 @@ class Signals:
         self._last_signal = 0
 
     @classmethod
-    def create(cls, folder: Path, *, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> Self:
+    def create(
+        cls,
+        folder: Path,
+        name: str = layout.NAME,
+        *,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> Self:
         """Take over the block of a run's folder, or make it. Whoever calls this holds the run.
 
         Emergencies that an earlier process left and nobody relayed stay in it.
@@ -69,7 +75,7 @@ class Signals:
         Raises:
             OSError: The file can't be made, or the disk has no room for it.
         """
-        path = folder / layout.NAME
+        path = folder / name
         memory = _usable(path)
         if memory is None:
             memory = _made(path)

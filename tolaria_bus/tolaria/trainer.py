@@ -129,7 +129,12 @@ class Trainer:
             saving=partial(self._signals.phase, Phase.SAVING),
         )
         self._seeds = self._steering.seeds = SeedWork(
-            self.state, self._side, folder, self._telemetry, self._held_out_loss
+            self.state,
+            self._side,
+            folder,
+            self._telemetry,
+            self._held_out_loss,
+            note=self._steering.emergencies.note,
         )
         self._observations = self._steering.observations = Observations(
             run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
@@ -163,6 +168,7 @@ class Trainer:
         self._resumed_from = ""
         self._exact = True
         self._fence = self._recover(mailbox, outbound, wall_ns)
+        self._steering.emergencies.look()
         self._first_step = self.state.step
         self._speed = 0.0
         self._rate = next(iter(self.state.learning_rate.rates().values()), 0.0)
@@ -179,6 +185,7 @@ class Trainer:
         signals, enter, profiling = self._signals, self._phases.enter, self._profiling
         steering, cadence = self._steering, self._steering.cadence
         health, checkpoints = steering.health, steering.checkpoints
+        emergencies = steering.emergencies
         try:
             signals.begin(state.step)
             enter(phases.FENCE)
@@ -206,12 +213,16 @@ class Trainer:
                     self._standing.seeds_changed()
                     self._seeds.advance()
                     step.passes.rearm()
+                if state.step >= emergencies.next_step:
+                    emergencies.ease()
                 loss = step.advance(
                     state.data, state.timeline, conservative=state.mode.conservative
                 )
                 enter(phases.LOSS)
                 if step.passes.fallbacks:
-                    settle_fallbacks(step.passes, state, self._folder, self._telemetry)
+                    settle_fallbacks(
+                        step.passes, state, self._folder, self._telemetry, emergencies.note
+                    )
                 state.step += 1
                 signals.step(state.step)
                 reading = watch.push(state.step, loss)
@@ -474,4 +485,5 @@ class Trainer:
             mode=mode_name(state.mode),
             timeline=state.timeline,
             steps_per_second=self._speed,
+            emergency=self._steering.emergencies.shown,
         )

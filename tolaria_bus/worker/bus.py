@@ -15,7 +15,8 @@ from prometheus_client.registry import CollectorRegistry
 from redis.exceptions import RedisError
 
 from tolaria_bus.configured import copies
-from tolaria_bus.leyline import MessagePriority
+from tolaria_bus.leyline import BusMessageType, MessagePriority
+from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer
 from tolaria_bus.oona.dead_letters import begun_key
@@ -53,6 +54,7 @@ LOUD = frozenset(
         "length_limit",
         "letters_cut",
         "refused",
+        "signal_refused",
         "spool_failed",
         "stream_blocked",
         "stream_mended",
@@ -62,6 +64,7 @@ LOUD = frozenset(
     }
 )
 """Events of the bus that somebody has to know."""
+SIGNAL = short_name(BusMessageType, BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL)
 
 
 class Bus:
@@ -138,7 +141,7 @@ class Bus:
             self._inbound = Inbound(self._run, self._mailbox, self._tasks)
             self._client = await stack.enter_async_context(connect(self._url, name="tolaria-bus"))
             await self._clock.sync(self._client)
-            self._clock_keeper = ClockKeeper(self._clock, self._client, on_event=self._on_event)
+            self._clock_keeper = ClockKeeper(self._clock, self._client, on_event=self.tell)
             if not self._new:
                 await refuse_known_run(self._client, self._streams, self._run, self._folder)
             await self._take_lease(stack)
@@ -164,7 +167,7 @@ class Bus:
                 settings=self._settings,
                 ring=self._ring,
                 clock=self._clock,
-                on_event=self._on_event,
+                on_event=self.tell,
             )
             # After all connections, so that it ends before they are closed.
             await stack.enter_async_context(self._tasks)
@@ -240,7 +243,7 @@ class Bus:
             folder=self._folder,
             settings=self._settings,
             on_lost=self._lease_lost,
-            on_event=self._on_event,
+            on_event=self.tell,
         )
         await self._lease.acquire(fresh=self._new)
 
@@ -255,7 +258,7 @@ class Bus:
             token=self._token,
             lengths={stream: kept.hard for stream, kept in self._retentions.items()},
             copies=copies(self._settings),
-            on_event=self._on_event,
+            on_event=self.tell,
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
         )
 
@@ -282,7 +285,7 @@ class Bus:
                 self._streams.emergency: shared,
             },
             lease=timedelta(days=self._settings.group_lease_days),
-            on_event=self._on_event,
+            on_event=self.tell,
         )
         self._tasks.start_soon(janitor.run)
 
@@ -297,7 +300,7 @@ class Bus:
                 publisher=self._publisher,
                 outbox=self._outbox,
                 clock=self._clock,
-                on_event=self._on_event,
+                on_event=self.tell,
             )
             self._tasks.start_soon(sampler.run)
 
@@ -305,7 +308,8 @@ class Bus:
         self._log.error("the run was taken over: stopping", reason=reason)
         self._mailbox.request_stop("lease")
 
-    def _on_event(self, name: str, detail: Mapping[str, str]) -> None:
+    def tell(self, name: str, detail: Mapping[str, str]) -> None:
+        """Something happened to the bus, or came by it: to the log, and to everybody."""
         if name == "reconnected":
             self._clock_keeper.ask()
         loud = name in LOUD
@@ -316,3 +320,6 @@ class Bus:
             else MessagePriority.MESSAGE_PRIORITY_NORMAL
         )
         self.outbound.telemetry(bus_event(self._run, name, detail, priority), priority)
+        if name == "dead_letter" and detail["kind"] == SIGNAL:
+            # Whoever forges one, or whose signals nobody can obey, is somebody's business at once.
+            self.tell("signal_refused", detail)

@@ -35,6 +35,7 @@ from tolaria_bus.tolaria.trainer import Trainer
 from tolaria_bus.worker.bus import Bus
 from tolaria_bus.worker.heartbeat import end, heartbeat, keep_beating
 from tolaria_bus.worker.leaving import Deadline, exit_at_once, watch_signals
+from tolaria_bus.worker.passed_on import obey_passed_on
 from tolaria_bus.worker.spec import (
     WorkerSpec,
     check_trust,
@@ -162,6 +163,7 @@ async def _serve(prepared: _Prepared) -> RunSummary:
 
             await tasks.start(watch_signals, drain, leave)
             tasks.start_soon(keep_beating, prepared.signals, trainer)
+            tasks.start_soon(obey_passed_on, prepared.folder.path, prepared.run, mailbox, bus.tell)
             tasks.start_soon(_show, prepared, trainer)
             tasks.start_soon(_beat, trainer, bus)
             thread.start()

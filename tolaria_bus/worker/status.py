@@ -44,6 +44,7 @@ def brief(
         "learning_rate": progress.lr,
         "steps_per_second": progress.steps_per_second,
         "mode": progress.mode,
+        "emergency": progress.emergency,
         "read_age": round(read_age, 1),
         "timeline": progress.timeline,
     }

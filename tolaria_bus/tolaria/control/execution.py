@@ -20,6 +20,7 @@ from tolaria_bus.leyline import (
     JournalRecord,
 )
 from tolaria_bus.leyline.codec import short_name
+from tolaria_bus.safety.emergency import JOURNAL_UNWRITABLE
 from tolaria_bus.tolaria.control.commands import CommandRefused, Details, Steerable, prepare
 from tolaria_bus.tolaria.control.mailbox import Delivery, Outbound
 from tolaria_bus.tolaria.control.mode import note_mode
@@ -172,6 +173,7 @@ class Execution:
         """Let commands wait until the journal can be written again."""
         if not self.blocked:
             self._telemetry.alert("journal_unwritable", f"commands wait: {error}", critical=True)
+            self._run.emergencies.note(JOURNAL_UNWRITABLE, str(error))
         self.blocked = True
         self._retry_at = time.monotonic() + RETRY_SECONDS
 

@@ -109,6 +109,8 @@ class Standing:
         ends = "send mode normal"
         if mode.halted:
             ends = f"send resume, then {ends}"
+        elif mode.emergency.conservative:
+            ends = f"with the emergency, or {ends}"
         elif told["by"] == "tolaria":
             ends = f"when breaker timing closes, or {ends}"
         return {**told, "off": list(OFF), "ends": ends}
