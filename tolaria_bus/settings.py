@@ -235,7 +235,7 @@ class Settings(BaseSettings):
     )
     profile_keep: int = Field(5, ge=1, le=1000, description="Traces kept in the run's folder.")
     profile_max_mb: int = Field(
-        100, ge=1, le=100_000, description="A trace has fewer steps rather than more MB."
+        50, ge=1, le=100_000, description="A trace has fewer steps rather than more MB."
     )
     drain_seconds: float = Field(
         20.0, ge=0.1, le=3600.0, description="A stop finishes the step, saves, flushes within this."

@@ -28,11 +28,16 @@ def said(terminal: Terminal, *words: str, check: int = 0) -> dict[str, Any]:
 @pytest.mark.slow
 def test_where_the_time_goes_is_asked_of_a_run_and_comes_over_the_bus(tmp_path: Path) -> None:
     one = Terminal(tmp_path)
-    run = ("run", "tiny.py:Tiny", "--run", "first", "--epochs", "1000000")
+    # Nothing grows in its slot here, and what goes into one can't be pruned.
+    job = (tmp_path / "tiny.py").read_text().replace('SeedSlot(8, kind="linear"), ', "")
+    (tmp_path / "pruned.py").write_text(job)
+    run = ("run", "pruned.py:Tiny", "--run", "first", "--epochs", "1000000")
     with one.start(*run, "--profile", "3") as worker:
         worker.says("embedded server")
         # A command that comes before the run listens waits for it.
-        one.run("send", "checkpoint", "--wait", "60")
+        pruned = one.run("send", "prune", "0", "0.25", "impact=1e6", "--wait", "60")
+        assert "APPLIED structural pruning" in pruned
+        assert "channels_removed=2" in pruned
         found = said(one, "profile", "first", "--steps", "4", "--trace", "trace.json", "--json")
         assert (found["run"], found["steps"], found["askedSteps"]) == ("first", 4, 4)
         phases = {entry["name"] for entry in found["phases"]}

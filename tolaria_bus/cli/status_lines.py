@@ -84,6 +84,7 @@ def _things(seen: Seen) -> Iterator[Thing]:
         yield "where", "plain", _where(seen)
         yield "at", "plain", [_at(told)]
         yield "training", "plain", [_training(told)]
+        yield from _emergency(told)
         yield from _modes(told)
         yield from _breakers(told)
         yield from _waiting(told)
@@ -119,6 +120,20 @@ def _training(told: Mapping[str, Any]) -> str:
         str(told.get("profiling") or ""),
     ]
     return ", ".join(filter(None, words))
+
+
+def _emergency(told: Mapping[str, Any]) -> Iterator[Thing]:
+    found = told.get("emergency")
+    if not isinstance(found, Mapping):
+        return
+    by = f" by {found['by']}" if found.get("by") else ""
+    falls = found.get("falls_at_step")
+    since = f"{found.get('level')} since step {found.get('since_step')}"
+    texts = [
+        f"{since}{by}: {found.get('reason')}",
+        f"falls: at step {falls}, without a cause" if falls else "ends: send resume",
+    ]
+    yield "emergency", "bad", texts
 
 
 def _modes(told: Mapping[str, Any]) -> Iterator[Thing]:
