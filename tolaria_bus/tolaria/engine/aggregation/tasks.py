@@ -198,9 +198,21 @@ class TaskGradients:
             self._spent.pop(task, None)
             wanted = [*members.shared, *members.own[task]]
             last = task + 1 == len(parts)
-            gathered.append(
-                [*torch.autograd.grad(part, wanted, retain_graph=not last, allow_unused=True)]
+            found = iter(
+                torch.autograd.grad(
+                    part,
+                    [parameter for parameter in wanted if parameter.requires_grad],
+                    retain_graph=not last,
+                    allow_unused=True,
+                )
             )
+            gathered.append([next(found) if p.requires_grad else None for p in wanted])
+        for row in gathered:
+            if any(g is not None and g.layout is not torch.strided for g in row):
+                raise JobError(
+                    "the job: a gradient is sparse (as of an embedding made with sparse=True); "
+                    "only aggregation=none can have such ones"
+                )
         before = self._gathered
         self._gathered = gathered if before is None else _sum(before, gathered)
 
@@ -216,7 +228,6 @@ class TaskGradients:
             for name, parameter in zip(
                 manager.parameter_names(group["name"]), group["params"], strict=True
             )
-            if parameter.requires_grad
         ]
         for name, parameter in named:
             if parameter.is_complex():
