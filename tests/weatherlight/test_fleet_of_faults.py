@@ -25,6 +25,7 @@ import ctypes
 import threading
 import time
 from pathlib import Path
+import torch
 from tiny import Tiny
 from tolaria_bus.safety import SignalView
 from tolaria_bus.tolaria.control import deadlines
@@ -78,6 +79,25 @@ class Rolls(Tiny):
         return super().loss(model, batch)
 
 
+class Shelves(torch.utils.data.Dataset):
+    # Hands out samples until one of them never comes: a file system that is gone, say.
+    def __len__(self):
+        return 16 * 50
+
+    def __getitem__(self, place):
+        if place == 400 and not Path("was_gone").exists():
+            Path("was_gone").touch()
+            threading.Event().wait()
+        return torch.full((4,), float(place % 7)), torch.tensor(place % 2)
+
+
+class Loader(Tiny):
+    epochs = 3
+
+    def train_data(self):
+        return torch.utils.data.DataLoader(Shelves(), batch_size=16)
+
+
 class Bad(Tiny):
     def loss(self, model, batch):
         raise ValueError("this loss never works")
@@ -103,6 +123,10 @@ settings = { restart_limit = 0 }
 [[worker]]
 job = "faulty.py:Stuck"
 run = "stuck"
+
+[[worker]]
+job = "faulty.py:Loader"
+run = "loader"
 
 [[worker]]
 job = "faulty.py:Grip"
@@ -201,6 +225,18 @@ async def test_a_deadlock_in_the_users_loss_is_found_shown_and_got_over(
     assert await wait_for(lambda: noted(stream, "stuck", "worker_finished"))
     with fleet.view("stuck") as view:
         assert (view.state, view.step) == (WorkerState.FINISHED, 300)
+
+
+@pytest.mark.slow
+async def test_a_loader_that_hangs_is_found_with_its_line_and_got_over(
+    fleet: Fleet, stream: Redis
+) -> None:
+    (hung,) = await wait_for(lambda: alerts(stream, "loader", "worker_hung"))
+    assert hung.attributes["cause"] == "training"
+    assert re.search(r'faulty\.py", line \d+ in __getitem__', hung.attributes["stack"])
+    assert await wait_for(lambda: noted(stream, "loader", "worker_finished"))
+    with fleet.view("loader") as view:
+        assert (view.state, view.step) == (WorkerState.FINISHED, 150)
 
 
 @pytest.mark.slow
