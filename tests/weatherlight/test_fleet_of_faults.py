@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 import torch
 from tiny import Tiny
+from torch.utils.data import Dataset
 from tolaria_bus.safety import SignalView
 from tolaria_bus.tolaria.control import deadlines
 
@@ -79,23 +80,38 @@ class Rolls(Tiny):
         return super().loss(model, batch)
 
 
-class Shelves(torch.utils.data.Dataset):
-    # Hands out samples until one of them never comes: a file system that is gone, say.
+class Slowly(Dataset):
+    # Its storage goes away in the middle of the second epoch, once.
+    def __init__(self, data):
+        self.data, self.reads = data, 0
+
     def __len__(self):
-        return 16 * 50
+        return len(self.data)
 
-    def __getitem__(self, place):
-        if place == 400 and not Path("was_gone").exists():
-            Path("was_gone").touch()
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == 1000 and not Path("was_away").exists():
+            Path("was_away").touch()
             threading.Event().wait()
-        return torch.full((4,), float(place % 7)), torch.tensor(place % 2)
+        return self.data[index]
 
 
-class Loader(Tiny):
-    epochs = 3
+class Loads(Tiny):
+    epochs = 4
 
     def train_data(self):
-        return torch.utils.data.DataLoader(Shelves(), batch_size=16)
+        return Slowly(super().train_data())
+
+
+class Greedy(Tiny):
+    epochs, steps = 4, 0
+
+    def loss(self, model, batch):
+        self.steps += 1
+        if self.steps == 70 and not Path("was_greedy").exists():
+            Path("was_greedy").touch()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return super().loss(model, batch)
 
 
 class Bad(Tiny):
@@ -125,8 +141,12 @@ job = "faulty.py:Stuck"
 run = "stuck"
 
 [[worker]]
-job = "faulty.py:Loader"
-run = "loader"
+job = "faulty.py:Loads"
+run = "loads"
+
+[[worker]]
+job = "faulty.py:Greedy"
+run = "greedy"
 
 [[worker]]
 job = "faulty.py:Grip"
@@ -228,15 +248,26 @@ async def test_a_deadlock_in_the_users_loss_is_found_shown_and_got_over(
 
 
 @pytest.mark.slow
-async def test_a_loader_that_hangs_is_found_with_its_line_and_got_over(
-    fleet: Fleet, stream: Redis
-) -> None:
-    (hung,) = await wait_for(lambda: alerts(stream, "loader", "worker_hung"))
+async def test_a_loader_that_hangs_is_found_shown_and_got_over(fleet: Fleet, stream: Redis) -> None:
+    (hung,) = await wait_for(lambda: alerts(stream, "loads", "worker_hung"))
     assert hung.attributes["cause"] == "training"
     assert re.search(r'faulty\.py", line \d+ in __getitem__', hung.attributes["stack"])
-    assert await wait_for(lambda: noted(stream, "loader", "worker_finished"))
-    with fleet.view("loader") as view:
-        assert (view.state, view.step) == (WorkerState.FINISHED, 150)
+    assert await wait_for(lambda: noted(stream, "loads", "worker_finished"))
+    with fleet.view("loads") as view:
+        assert (view.state, view.step) == (WorkerState.FINISHED, 200)
+
+
+@pytest.mark.slow
+async def test_a_worker_without_memory_says_so_and_goes_on_from_where_it_was(
+    fleet: Fleet, stream: Redis
+) -> None:
+    (failed,) = await wait_for(lambda: alerts(stream, "greedy", "training_failed"))
+    assert "out of memory" in failed.description
+    (died,) = await wait_for(lambda: alerts(stream, "greedy", "worker_died"))
+    assert died.attributes["how"] == "exit code 2"
+    assert await wait_for(lambda: noted(stream, "greedy", "worker_finished"))
+    with fleet.view("greedy") as view:
+        assert (view.state, view.step) == (WorkerState.FINISHED, 200)
 
 
 @pytest.mark.slow

@@ -105,6 +105,17 @@ class Signals:
         self._words[layout.PHASE_WORD] = Phase.TRAINING
         self.progress()
 
+    def training(self) -> tuple[float, Phase, bool]:
+        """How the training thread is; for any thread.
+
+        Returns:
+            Seconds since it last got on, what it is doing, and whether it has made a step.
+        """
+        words = self._words
+        quiet = (self._monotonic_ns() - words[layout.PROGRESS_WORD]) / 1e9
+        made = words[layout.STEP_WORD] > words[layout.FIRST_STEP_WORD]
+        return max(quiet, 0.0), Phase(words[layout.PHASE_WORD]), made
+
     def progress(self) -> None:
         """Something else than a step got on: a batch of a validation, say."""
         self._words[layout.PROGRESS_WORD] = self._monotonic_ns()

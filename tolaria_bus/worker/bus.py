@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -42,6 +40,7 @@ from tolaria_bus.worker.holding import make_lease, refuse_known_run
 from tolaria_bus.worker.inbound import Inbound
 from tolaria_bus.worker.measuring import measure
 from tolaria_bus.worker.readers import GROUP, make_consumers, shared_group
+from tolaria_bus.worker.status import brief, whole
 
 LOUD = frozenset(
     {
@@ -81,9 +80,11 @@ class Bus:
         signals: Where emergencies are left for a supervisor too.
         new: Take a run id that the server knows though the folder is empty.
         registry: Where metrics are wanted.
+        job: The job's name.
 
     Attributes:
         outbound: The trainer's way out.
+        ended: How and why training ended; told with the next beat.
     """
 
     def __init__(
@@ -98,7 +99,10 @@ class Bus:
         signals: Signals | None = None,
         new: bool = False,
         registry: CollectorRegistry | None = None,
+        job: str = "",
     ) -> None:
+        self.ended: dict[str, str] | None = None
+        self._job = job
         self._url = url
         self._run = run
         self._folder = folder
@@ -208,30 +212,26 @@ class Bus:
         """Make the spool durable: for a process that is about to be ended."""
         self._spool.sync()
 
-    async def beat(self, progress: Progress) -> None:
+    async def beat(self, progress: Progress, standing: Mapping[str, Any]) -> None:
         """Tell everybody where the run is. An outage is the publisher's to report."""
-        status: dict[str, Any] = {
-            "run": self._run,
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "started": self._began,
-            "beat": time.time(),
-            "step": progress.step,
-            "total_steps": progress.total_steps,
-            "epoch": progress.epoch,
-            "epochs": progress.epochs,
-            "loss": progress.loss,
-            "accuracy": progress.accuracy,
-            "learning_rate": progress.lr,
-            "mode": progress.mode,
-            "emergency": progress.emergency,
-            "read_age": round(max(consumer.read_age for consumer in self._consumers), 1),
-            "timeline": progress.timeline,
-            "deferred": [item.command_id for item in self._folder.ledger.deferred()],
-        }
+        few = brief(
+            self._run,
+            progress,
+            began=self._began,
+            read_age=max(consumer.read_age for consumer in self._consumers),
+            server_now=self._clock.now(),
+        )
+        all_of_it = whole(
+            few,
+            standing,
+            job=self._job,
+            signals=self._signals,
+            settings=self._settings,
+            ended=self.ended,
+        )
         try:
-            await beat(self._client, self._streams, self._run, status)
-            await write_status(self._client, self._streams, self._run, status)
+            await beat(self._client, self._streams, self._run, few)
+            await write_status(self._client, self._streams, self._run, all_of_it)
         except (RedisError, OSError) as error:
             self._log.debug("no beat", reason=str(error))
 

@@ -475,6 +475,8 @@ class RunMode(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
     EMERGENCY_FIELD_NUMBER: _builtins.int
+    CONSERVATIVE_NOTE_FIELD_NUMBER: _builtins.int
+    HELD_NOTE_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     halted: _builtins.bool
     conservative: _builtins.bool
@@ -482,6 +484,12 @@ class RunMode(_message.Message):
     by: _builtins.str
     @_builtins.property
     def emergency(self) -> _emergency_pb2.EmergencyState: ...
+    @_builtins.property
+    def conservative_note(self) -> Global___ModeNote:
+        """Of what is on, apart: a pause must not hide who asked for conservative mode."""
+
+    @_builtins.property
+    def held_note(self) -> Global___ModeNote: ...
     def __init__(
         self,
         *,
@@ -491,14 +499,45 @@ class RunMode(_message.Message):
         reason: _builtins.str = ...,
         by: _builtins.str = ...,
         emergency: _emergency_pb2.EmergencyState | None = ...,
+        conservative_note: Global___ModeNote | None = ...,
+        held_note: Global___ModeNote | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["emergency", b"emergency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conservative_note", b"conservative_note", "emergency", b"emergency", "held_note", b"held_note"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "conservative", b"conservative", "emergency", b"emergency", "halted", b"halted", "paused", b"paused", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "conservative", b"conservative", "conservative_note", b"conservative_note", "emergency", b"emergency", "halted", b"halted", "held_note", b"held_note", "paused", b"paused", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunMode: _TypeAlias = RunMode  # noqa: Y015
+
+@_typing.final
+class ModeNote(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    SINCE_STEP_FIELD_NUMBER: _builtins.int
+    SINCE_NS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    by: _builtins.str
+    since_step: _builtins.int
+    since_ns: _builtins.int
+    """Wall clock, for people only."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+        since_step: _builtins.int = ...,
+        since_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "reason", b"reason", "since_ns", b"since_ns", "since_step", b"since_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModeNote: _TypeAlias = ModeNote  # noqa: Y015
 
 @_typing.final
 class CheckpointSaved(_message.Message):

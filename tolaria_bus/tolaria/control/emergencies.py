@@ -26,6 +26,7 @@ from tolaria_bus.leyline.codec import from_json, to_json
 from tolaria_bus.safety import emergency
 from tolaria_bus.safety.breakers import TIMING
 from tolaria_bus.safety.emergency import CONSERVATIVE, ELEVATED, HALT, LIMITS, level_name
+from tolaria_bus.tolaria.control.mode import note_mode
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
@@ -215,6 +216,7 @@ class Emergencies:
         elif after.level < CONSERVATIVE and after.conservative:
             after.conservative = False
             self._leave_conservative()
+        note_mode(mode, self._state.step)
         mode.emergency.CopyFrom(after)
         self.look()
 
@@ -228,6 +230,7 @@ class Emergencies:
         else:
             # From now on it is that breaker's to end.
             mode.reason = f"timing: {timing.reason}"
+            note_mode(mode, self._state.step, anew=True)
 
     def _journal(self, after: EmergencyState, reason: str) -> bool:
         decision = Decision(kind=DECISION, reason=reason, values={"state": to_json(after)})

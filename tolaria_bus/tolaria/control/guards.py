@@ -22,6 +22,7 @@ from tolaria_bus.safety import breakers, emergency
 from tolaria_bus.safety.breaker import BreakerChange
 from tolaria_bus.safety.breakers import KASMINA, OPTIMIZER, TIMING, clock, state_name, told
 from tolaria_bus.safety.budget import Budget
+from tolaria_bus.tolaria.control.mode import note_mode
 from tolaria_bus.tolaria.control.steerable import CommandRefused
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
@@ -125,6 +126,7 @@ class Guards:
             mode = self._state.mode
             mode.conservative = decision.values["on"] == "true"
             mode.reason, mode.by = decision.reason, _BY
+            note_mode(mode, self._state.step)
 
     def _now(self, name: str) -> float:
         return clock(name, step=self._state.step, epoch=self._state.epoch)
@@ -145,13 +147,15 @@ class Guards:
     def _follow_timing(self, change: BreakerChange) -> None:
         """Conservative mode begins when the breaker opens, and ends when it is closed again."""
         mode = self._state.mode
+        # A pause since then has left its own name in `by`.
+        by = mode.conservative_note.by or mode.by
         opens = change.after == CircuitBreakerState.CIRCUIT_STATE_OPEN
         closes = change.after == CircuitBreakerState.CIRCUIT_STATE_CLOSED
         # What somebody else asked for is theirs to end.
         if (opens and not mode.conservative) or (
             closes
             and mode.conservative
-            and mode.by == _BY
+            and by == _BY
             and not mode.halted
             # Nor what an emergency did.
             and not mode.emergency.conservative
