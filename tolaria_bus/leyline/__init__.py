@@ -63,6 +63,7 @@ from tolaria_bus.leyline.v1.seed_pb2 import (
 )
 from tolaria_bus.leyline.v1.state_pb2 import (
     HardwareContext,
+    SlotState,
     SystemStatePacket,
 )
 from tolaria_bus.leyline.v1.telemetry_pb2 import (
@@ -121,6 +122,7 @@ __all__ = [
     "SeedOperation",
     "SeedState",
     "Settlement",
+    "SlotState",
     "SpooledPacket",
     "SystemHealth",
     "SystemStatePacket",

@@ -109,6 +109,7 @@ class Execution:
     def execute(self, command: AdaptationCommand) -> CommandOutcome:
         """Apply a command whose INTENT is in the journal."""
         observations = self._run.observations
+        self._run.handshake.answered(command)
         before = observations.before(command)
         started = time.perf_counter()
         try:
@@ -119,6 +120,7 @@ class Execution:
         except CommandRefused as refusal:
             return self._outcomes.refused(command, refusal)
         observations.begin(command, before)
+        self._run.handshake.intervened(command)
         outcome = self._outcomes.applied(command, details)
         seconds = time.perf_counter() - started
         outcome.duration_ms = seconds * 1e3

@@ -13,6 +13,7 @@ from tolaria_bus.tolaria.control.checkpointing import Checkpointing
 from tolaria_bus.tolaria.control.deadlines import Deadlines, Way, no_deadline
 from tolaria_bus.tolaria.control.features import FALLBACK, apply_fallback
 from tolaria_bus.tolaria.control.guards import Guards
+from tolaria_bus.tolaria.control.handshake import NO_ANSWER, Handshake
 from tolaria_bus.tolaria.control.health import Health
 from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
@@ -40,11 +41,13 @@ class Steering:
         fence: Knows which journal records the state contains; set once it is made.
         seeds: Does what is done to seeds; set once it is made.
         observations: What becomes of commands' effects; set once it is made.
+        handshake: Asks Tamiyo; set once it is made.
     """
 
     fence: Fence
     seeds: SeedWork
     observations: Observations
+    handshake: Handshake
 
     def __init__(
         self,
@@ -219,6 +222,7 @@ class Steering:
         if way is not None and cut.tier == FULL:
             way.enters("resume")
         self._rollback.apply(cut, timeline)
+        self.handshake.forget()
         if way is None:
             return
         way.ends()
@@ -234,6 +238,8 @@ class Steering:
         self.guards.apply(decision)
         if decision.kind == FALLBACK:
             apply_fallback(decision, self.state)
+        elif decision.kind == NO_ANSWER:
+            self.handshake.apply(decision)
         elif decision.kind == HALT:
             mode = self.state.mode
             mode.halted = mode.conservative = True
