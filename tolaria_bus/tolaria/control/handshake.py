@@ -25,6 +25,8 @@ from typing import Any, Final, NamedTuple
 
 from tolaria_bus.leyline import AdaptationCommand, CommandType, Decision, JournalRecord
 from tolaria_bus.leyline import SystemStatePacket as StatePacket
+from tolaria_bus.leyline.annotations import IN_REPLY_TO
+from tolaria_bus.leyline.annotations import TAMIYO as TAMIYO_NAME
 from tolaria_bus.safety.breakers import TAMIYO
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.guards import Guards
@@ -35,10 +37,6 @@ from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.sections import Section
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
-IN_REPLY_TO: Final = "in_reply_to"
-"""The annotation that makes a command an answer."""
-ISSUER: Final = "tamiyo"
-"""Whose answers count: ``tamiyo``, or ``tamiyo/`` and a name."""
 NO_ANSWER: Final = "tamiyo"
 """The kind of the decision to go on without an answer."""
 
@@ -208,9 +206,10 @@ class Handshake:
         if self._mode == OFF:
             return Refusal("tamiyo_off", "setting tamiyo = 'off': this run takes no answers")
         for issuer in (delivery.command.issued_by, delivery.source):
-            if issuer.partition("/")[0] != ISSUER:
+            if issuer.partition("/")[0] != TAMIYO_NAME:
                 return Refusal(
-                    "wrong_issuer", f"issued by {issuer!r}: only {ISSUER!r} answers state packets"
+                    "wrong_issuer",
+                    f"issued by {issuer!r}: only {TAMIYO_NAME} answers packets",
                 )
         if answered == self._awaited:
             return None
