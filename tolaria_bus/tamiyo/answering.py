@@ -46,21 +46,25 @@ class Answerer:
     ) -> AdaptationCommand:
         """The command for a packet; COMMAND_CONTINUE where the policy has none that may be used."""
         why, command = "", None
+        said: object = None
         try:
             if named.ours:
-                command = named.policy(packet, history)
+                said = named.policy(packet, history)
             else:
                 # Somebody else's code: it may be slow, or never come back.
                 with anyio.fail_after(POLICY_SECONDS):
-                    command = await to_thread.run_sync(
+                    said = await to_thread.run_sync(
                         named.policy, packet, history, abandon_on_cancel=True
                     )
-            if command is not None and not isinstance(command, AdaptationCommand):
-                why, command = f"it returned a {type(command).__name__}", None
         except TimeoutError:
-            why, command = f"took over {POLICY_SECONDS:g} s", None
+            why = f"took over {POLICY_SECONDS:g} s"
         except Exception as error:  # noqa: BLE001 - a policy is anybody's code
-            why, command = f"{type(error).__name__}: {' '.join(str(error).split())}", None
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        else:
+            if isinstance(said, AdaptationCommand):
+                command = said
+            elif said is not None:
+                why = f"it returned a {type(said).__name__}"
         if why:
             self._tell("policy_failed", packet, named, why)
         elif command is not None:

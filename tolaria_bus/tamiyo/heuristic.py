@@ -98,8 +98,10 @@ class Heuristic:
 
     def _no_longer(self, packet: SystemStatePacket, history: History) -> AdaptationCommand | None:
         loss, best = loss_of(packet), history.best()
-        if not math.isfinite(loss) and math.isfinite(best):
-            return pause(f"the held-out loss is {loss:g}, it was {best:.4g}: somebody has to look")
+        gone = math.isnan(packet.validation_loss) and any(seen.validated for seen in history.past)
+        if gone or (not math.isfinite(loss) and math.isfinite(best)):
+            shown = packet.validation_loss
+            return pause(f"the held-out loss is {shown:g}, it was {best:.4g}: somebody has to look")
         hardware = packet.hardware_context
         total, free = hardware.total_memory_gb, hardware.available_memory_gb
         if 0 < free < self.memory * total and _since(packet, "emergency") >= self.patience:
@@ -154,7 +156,7 @@ class Heuristic:
 
     def _plateau(self, packet: SystemStatePacket, history: History) -> AdaptationCommand | None:
         without = history.epochs_without_gain(loss_of(packet), self.gain)
-        if without < self.patience:
+        if without < self.patience or not math.isfinite(loss_of(packet)):
             return None
         alive = sum(found.stage in ALIVE for found in packet.seed_states)
         why = f"no gain of {self.gain:.1%} for {without} epochs"

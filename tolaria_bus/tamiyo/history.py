@@ -26,6 +26,7 @@ class Seen:
         step: Optimizer steps done.
         epoch: Epochs done.
         loss: The held-out loss; where there is none, the training loss.
+        validated: There was a held-out loss.
         rates: Learning rate by parameter group.
         seeds: Stage by seed.
     """
@@ -34,6 +35,7 @@ class Seen:
     step: int
     epoch: int
     loss: float
+    validated: bool
     rates: Mapping[str, float]
     seeds: Mapping[str, Stage.ValueType]
 
@@ -46,6 +48,7 @@ class Seen:
             step=packet.global_step,
             epoch=packet.current_epoch,
             loss=loss_of(packet),
+            validated=not math.isnan(packet.validation_loss),
             rates={
                 name.removeprefix(prefix): rate
                 for name, rate in packet.training_metrics.items()
