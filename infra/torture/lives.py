@@ -25,6 +25,7 @@ from tolaria_bus.cli.failures import USER_ERROR
 from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
+from tolaria_bus.worker.leaving import EXIT_AT_ONCE
 
 LOOK = 0.0003
 """Seconds between two looks at what the worker does."""
@@ -290,14 +291,20 @@ class Lives:
         log = self._run.home / f"rival-{self._run.life:03d}.log"
         if not self._has_lock(worker):
             return
-        rival = self._nursery.start(
+        pid = self._nursery.start(
             self._run.words(),
             cwd=self._run.home,
             log=log,
             environment=self._run.environment,
             said=self._run.said,
         )
-        code = self._nursery.reap(rival)
+        rival = Worker(pid, lambda: self._nursery.reap(pid))
+        while not rival.ended_within(0.2):
+            if worker.ended and self._is_over():
+                # It has taken over a run that was told to stop: nobody will tell it again.
+                rival.signal(signal.SIGKILL)
+        rival.close()
+        code = rival.reap()
         if worker.ended:
             worker.succeeded = True
             return
@@ -407,7 +414,8 @@ class Lives:
         """An exit code that may be. Raises Failed."""
         if code == 0 or (code == -signal.SIGKILL and worker.struck):
             return code
-        if code == -signal.SIGTERM and worker.asked_to_leave:
+        # Before it listens for signals; and asked twice, it leaves at once.
+        if code in {-signal.SIGTERM, EXIT_AT_ONCE} and worker.asked_to_leave:
             return code
         ledger = self._run.ledger()
         trapped = any(item.command_id.startswith(TRAPPED) for item in ledger.unfinished())

@@ -35,13 +35,12 @@ async def begin(redis: Redis, *runs: str) -> None:
         await redis.hset(STREAMS.lease(run), "holder", "me")
 
 
-async def tell(redis: Redis, told: SystemStatePacket, ring: KeyRing = RING, run: str = "") -> str:
+async def tell(redis: Redis, told: SystemStatePacket, ring: KeyRing = RING, run: str = "") -> None:
     run = run or told.training_run_id
     told.timestamp_ns = time.time_ns()
     stream = STREAMS.state(run)
     fields: Any = seal(told, stream=stream, source=f"run/{run}", ring=ring)
-    entry: bytes = await redis.xadd(stream, fields)
-    return entry.decode()
+    await redis.xadd(stream, fields)
 
 
 async def answers(redis: Redis, run: str = "r") -> list[AdaptationCommand]:

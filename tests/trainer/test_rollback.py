@@ -359,6 +359,37 @@ def test_undone_checkpoints_are_marked_and_live_ones_kept(make_run) -> None:
         assert len(folder.live_checkpoints()) == 5
 
 
+class SpoilsTheUpdate(Moons):
+    """The loss of its 20th step is sound, the update that it leads to is not."""
+
+    calls = 0
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        loss = super().loss(model, batch)
+        if model.training:
+            self.calls += 1
+            if self.calls == 20:
+                loss.register_hook(lambda gradient: gradient * float("nan"))  # type: ignore[no-untyped-call]
+        return loss
+
+
+def test_weights_that_the_next_loss_shows_to_be_bad_are_never_in_a_checkpoint(make_run) -> None:
+    run = make_run(job=SpoilsTheUpdate(), checkpoint_every_steps=4, snapshot_every_steps=4)
+    run.train()
+    (cut,) = cuts(run)
+    assert (cut.cut.cause, cut.cut.target_step) == ("not_finite", 16)
+    saved = [
+        event.description.partition("-t")[0]
+        for packet, _ in run.outbound.packets
+        for event in packet.events
+        if event.event_id == "checkpoint"
+    ]
+    # Each once, and step 20 is that of the second timeline.
+    assert saved.count("step-00000020") == 1
+    with closing(RunFolder.open(run.path)) as folder:
+        assert all(not item.cut for item in folder.checkpoints.list())
+
+
 def test_a_halt_with_a_bad_loss_saves_the_last_state_that_is_known_to_be_good(make_run) -> None:
     run = make_run(job=AlwaysBad(), snapshot_every_steps=4, checkpoint_every_epochs=9)
     run.send(

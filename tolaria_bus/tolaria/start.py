@@ -15,10 +15,10 @@ from tolaria_bus.tolaria.engine.data import ValidationBatches, training_batches
 from tolaria_bus.tolaria.engine.job import Job, build_data, build_model
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
+from tolaria_bus.tolaria.engine.loss_watch import LossWatch
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
 from tolaria_bus.tolaria.engine.precision import StepState
-from tolaria_bus.tolaria.engine.step import LossWatch
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 

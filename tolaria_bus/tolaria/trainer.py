@@ -28,8 +28,9 @@ from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.control.validating import Validating
 from tolaria_bus.tolaria.engine.job import Job
+from tolaria_bus.tolaria.engine.loss_watch import Verdict
 from tolaria_bus.tolaria.engine.side import SideTraining
-from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
+from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.engine.validation import Validation
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
@@ -193,6 +194,8 @@ class Trainer:
                         health.recover_from(reading)
                         continue
                     state.note(reading)
+                    if checkpoints.holding:
+                        checkpoints.judge()
                 if self._telemetry.due():
                     self._report()
                 if cadence.includes(state.step, state.data.position):

@@ -97,6 +97,20 @@ class Checkpointing:
         if self._check() and self._guards.allows(CHECKPOINT):
             self._saving.later(self._contained())
 
+    @property
+    def holding(self) -> bool:
+        """A checkpoint is copied and waits for the next loss."""
+        return self._saving.holding
+
+    def judge(self) -> None:
+        """Write the checkpoint that waits, if the newest loss shows that it is good."""
+        self._saving.judge()
+
+    def stand_still(self) -> None:
+        """No step comes for now: a checkpoint that waits for a loss is written without it."""
+        if self._healthy():
+            self._saving.release()
+
     def save_at_end(self) -> str:
         """Make the last state durable; without that the next start goes on from the one before."""
         try:

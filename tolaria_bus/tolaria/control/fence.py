@@ -131,6 +131,8 @@ class Fence:
         if not recovering.behind:
             self._apply_waiting(epoch_ended)
             self._refuse_unwanted()
+        if held(self._run.state.mode):
+            self._run.stand_still()
         while held(self._run.state.mode) and not self._ending and not recovering.behind:
             began = time.perf_counter()
             if not self._unwanted:

@@ -12,7 +12,7 @@ from typing import Final
 from tolaria_bus.leyline import EmergencyLevel
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.telemetry import Telemetry
-from tolaria_bus.tolaria.engine.step import LossReading, Verdict
+from tolaria_bus.tolaria.engine.loss_watch import LossReading, Verdict
 from tolaria_bus.tolaria.recovery.rollback import ACCURACY, FAST, FULL, Remedy, Rollback
 from tolaria_bus.tolaria.recovery.state import TrainingState
 

@@ -68,6 +68,9 @@ class Steerable(Protocol):
             CheckpointFailed: It could not be written.
         """
 
+    def stand_still(self) -> None:
+        """No step comes for now: a checkpoint that waits for a loss is written without it."""
+
     def rollback_target(self, target_step: int | None, target_epoch: int | None) -> Target:
         """The state that a rollback would go to, or :class:`CommandRefused`."""
 

@@ -135,6 +135,10 @@ class Steering:
         """
         return self.checkpoints.save(label=label, pin=pin)
 
+    def stand_still(self) -> None:
+        """No step comes for now: a checkpoint that waits for a loss is written without it."""
+        self.checkpoints.stand_still()
+
     # Rollbacks
 
     def rollback_target(self, target_step: int | None, target_epoch: int | None) -> Target:

@@ -220,7 +220,8 @@ class Telemetry:
 
     def _next_id(self) -> str:
         self._count += 1
-        return f"{self._prefix}.{self._count:x}"
+        number = self._count.to_bytes((self._count.bit_length() + 7) // 8)
+        return self._prefix + base64.urlsafe_b64encode(number).rstrip(b"=").decode()
 
     def _event(
         self,
