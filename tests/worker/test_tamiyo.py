@@ -238,25 +238,23 @@ def test_lying(run: Run) -> None:
     run.goes_on()
 
 
-@pytest.mark.parametrize("mode", ["overlapped", "blocking"])
 def test_a_worker_that_is_killed_under_tamiyo_comes_to_the_bits_of_its_own_journal(
-    tmp_path: Path, mode: str
+    tmp_path: Path,
 ) -> None:
     terminal = Terminal(tmp_path, {"TOLARIA_SIGNING_KEYS": KEYS})
-    words = ["run", "tiny.py:Tiny", "--run", "r", "--epochs", "16", "--summary", "s.json"]
-    words += ["--set", f"tamiyo={mode}", "--set", "boundary_ms=600000"]
     elsewhere = EmbeddedServer.start(tmp_path / "server", "elsewhere")
     with elsewhere as started, Redis.from_url(started.url) as redis:
-        words += ["--redis", started.url]
-        run = Run(terminal, redis, mode)
+        words = ["run", "tiny.py:Tiny", "--run", "r", "--epochs", "12", "--summary", "s.json"]
+        words += ["--redis", started.url, "--set", "boundary_ms=600000", "--set"]
+        run = Run(terminal, redis, "")
         # One that intervenes as often as it may.
         eager = ("--option", "patience=1", "--option", "gain=0.5", "--option", "lr_rest=1")
         with terminal.start("tamiyo", "--redis", started.url, *eager):
-            for epochs in (3, 7, 11):
-                with terminal.start(*words) as worker:
+            for epochs, mode in ((4, "blocking"), (8, "overlapped")):
+                with terminal.start(*words, f"tamiyo={mode}") as worker:
                     run.epochs(epochs)
                     os.killpg(worker.popen.pid, signal.SIGKILL)
-            with terminal.start(*words) as worker:
+            with terminal.start(*words, "tamiyo=blocking") as worker:
                 worker.ends(0)
         applied = [
             short_name(CommandType, outcome.command_type)
