@@ -15,7 +15,7 @@ from bench.theirs import ENVIRONMENT
 
 SUBJECTS = (
     "envelope", "snapshot", "checkpoint", "recovery", "rebuild", "publish", "single", "consume",
-    "burst", "emergency", "hostile", "overhead", "rivals", "torture",
+    "burst", "emergency", "boundary", "hostile", "overhead", "rivals", "torture",
 )  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first.
 

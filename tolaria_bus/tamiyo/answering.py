@@ -11,15 +11,13 @@ import anyio
 from anyio import to_thread
 
 from tolaria_bus.leyline import AdaptationCommand, CommandType, SystemStatePacket
-from tolaria_bus.leyline.annotations import IN_REPLY_TO, REASON
+from tolaria_bus.leyline.annotations import IN_REPLY_TO, POLICY, REASON
 from tolaria_bus.leyline.codec import CodecError, encode, short_name
 from tolaria_bus.tamiyo.advice import nothing
 from tolaria_bus.tamiyo.history import History
 from tolaria_bus.tamiyo.limits import Limits
 from tolaria_bus.tamiyo.policies import Named
 
-POLICY: Final = "policy"
-"""The annotation that says which policy it was."""
 POLICY_SECONDS: Final = 1.5
 """How long a policy that isn't shipped may think; the run's own cut-off is at 2 s."""
 
