@@ -15,8 +15,8 @@ from bench.theirs import ENVIRONMENT
 
 SUBJECTS = (
     "envelope", "journal", "snapshot", "checkpoint", "recovery", "rebuild", "aggregation",
-    "publish", "single", "consume", "burst", "emergency", "hostile", "overhead", "rivals",
-    "torture",
+    "publish", "single", "consume", "burst", "emergency", "boundary", "hostile", "overhead",
+    "rivals", "torture",
 )  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first.
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
+from tolaria_bus.leyline import JournalRecord, RunStopped
 from tolaria_bus.safety import Phase, Signals
-from tolaria_bus.settings import Settings, deciding
+from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.gradients import ToldGradients
+from tolaria_bus.tolaria.control.handshake import Handshake
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.observing import Observations
@@ -30,18 +31,18 @@ from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.standing import Standing
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
+from tolaria_bus.tolaria.control.validating import Validating
 from tolaria_bus.tolaria.engine import phases
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.loss_watch import Verdict
 from tolaria_bus.tolaria.engine.phases import PhaseClock
 from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep
-from tolaria_bus.tolaria.engine.validation import Validation, validate
-from tolaria_bus.tolaria.recovery.environment import differences, environment
+from tolaria_bus.tolaria.engine.validation import Validation
 from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
-from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
+from tolaria_bus.tolaria.resuming import resume
 from tolaria_bus.tolaria.start import (
     fresh_state,
     pick_device,
@@ -50,13 +51,6 @@ from tolaria_bus.tolaria.start import (
     task_gradients,
 )
 from tolaria_bus.tolaria.summary import Progress, RunSummary
-
-GATE_BATCHES = 8
-"""Held-out batches on which a seed's gates are measured, at a fence."""
-
-
-class InexactResume(RuntimeError):
-    """The run can't go on bit for bit here, and ``allow_inexact`` is not set. One line says why."""
 
 
 class Trainer:
@@ -94,7 +88,7 @@ class Trainer:
         self._folder = folder
         self._mailbox = mailbox
         self._device = pick_device(settings)
-        self.state, self._held_out = fresh_state(job, settings, self._device)
+        self.state, held_out = fresh_state(job, settings, self._device)
         self._length = plan_length(job, settings, self.state.data.steps_per_epoch)
         self._telemetry = Telemetry(
             outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
@@ -128,12 +122,21 @@ class Trainer:
             deadline=self._signals.deadline,
             saving=partial(self._signals.phase, Phase.SAVING),
         )
+        validating = self._validating = Validating(
+            job,
+            self.state.model,
+            held_out,
+            self._device,
+            self._step.passes,
+            self._signals,
+            lambda: bool(mailbox.stop_reason),
+        )
         self._seeds = self._steering.seeds = SeedWork(
             self.state,
             self._side,
             folder,
             self._telemetry,
-            self._held_out_loss,
+            validating.first,
             note=self._steering.emergencies.note,
         )
         self._observations = self._steering.observations = Observations(
@@ -150,24 +153,38 @@ class Trainer:
         )
         self._after_crash = folder.unended
         self._standing = Standing(self.state, folder, lambda: self._profiling.busy)
+        self._handshake = self._steering.handshake = Handshake(
+            run,
+            self.state,
+            settings,
+            self._steering.guards,
+            folder,
+            self._telemetry,
+            mailbox,
+            outbound,
+            behind=lambda: self._fence.recovering.behind,
+            progress=self._signals.progress,
+        )
         self._boundary = Boundary(
             run,
             job.name,
             self.state,
             self._device,
-            outbound=outbound,
             telemetry=self._telemetry,
             validate=self._validate,
             accept=self._steering.health.check_accuracy,
+            describe=self._handshake.describe,
+            ask=self._handshake.ask,
             adapt=self._adapt,
             check=self._steering.check_parts,
             judge=self._steering.guards.judge_boundary,
             checkpoint=self._save_at_epoch,
             wall_ns=wall_ns,
         )
-        self._resumed_from = ""
-        self._exact = True
-        self._fence = self._recover(mailbox, outbound, wall_ns)
+        self._resumed = resume(
+            run, job, settings, folder, self.state, self._device, self._telemetry
+        )
+        self._fence = self._begin(mailbox, outbound, wall_ns)
         self._steering.emergencies.look()
         self._first_step = self.state.step
         self._speed = 0.0
@@ -258,42 +275,9 @@ class Trainer:
 
     # Start and end
 
-    def _recover(self, mailbox: Mailbox, outbound: Outbound, wall_ns: Callable[[], int]) -> Fence:
+    def _begin(self, mailbox: Mailbox, outbound: Outbound, wall_ns: Callable[[], int]) -> Fence:
         folder, state = self._folder, self.state
-        options = step_options(self._settings)
-        now = {**environment(self._device), **options.changes_numbers()}
-        before = folder.ledger.environment
-        changed = differences(before, now) if before else ""
-        if changed and not self._settings.allow_inexact:
-            raise InexactResume(
-                f"run {self.run_id} can't go on bit for bit here: {changed} "
-                "(--set allow_inexact=true to go on all the same)"
-            )
-        found = folder.checkpoints.newest(folder.live.is_live)
-        sequence = 0
-        if found is not None:
-            restore(state, found.tensors, found.meta)
-            self._resumed_from, sequence = found.name, found.meta["sequence"]
-        replay = folder.live_after(sequence)
-        self._exact = not changed
-        started = RunStarted(
-            run_id=self.run_id,
-            job=self._job.name,
-            seed=state.seed,
-            lease_token=folder.ledger.starts + 1,
-            resumed_from=self._resumed_from,
-            environment=now,
-            job_spec=self._job.spec,
-            job_options=self._job.options,
-            settings=deciding(self._settings),
-            weights_sha256="" if found else weights_sha256(state.model),
-        )
-        folder.write(state.stamp(JournalRecord(started=started)))
-        if changed:
-            self._telemetry.alert("inexact", f"resumed under another environment: {changed}")
-        if state.data.caution:
-            tell = self._telemetry.event if found is None else self._telemetry.alert
-            tell("data_caution", state.data.caution)
+        resumed = self._resumed
         fence = Fence(
             self._steering,
             self.run_id,
@@ -301,19 +285,19 @@ class Trainer:
             mailbox=mailbox,
             outbound=outbound,
             telemetry=self._telemetry,
-            replay=replay,
-            restored=sequence,
+            replay=resumed.replay,
+            restored=resumed.sequence,
             wall_ns=wall_ns,
             on_hold=self._hold,
         )
         self._telemetry.event(
-            "resumed" if self._resumed_from else "started",
+            "resumed" if resumed.checkpoint else "started",
             f"at step {state.step} of {self._length.steps}",
-            checkpoint=self._resumed_from,
-            records_to_replay=len(replay),
+            checkpoint=resumed.checkpoint,
+            records_to_replay=len(resumed.replay),
         )
         tell_features(
-            options,
+            step_options(self._settings),
             self._device,
             state,
             self._telemetry,
@@ -321,7 +305,7 @@ class Trainer:
         )
         self._steering.fence = fence
         tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
-        if found is None:
+        if not resumed.checkpoint:
             # A rollback always has somewhere to go.
             self._steering.save_checkpoint(label="start")
         return fence
@@ -365,10 +349,10 @@ class Trainer:
             weights_sha256=weights,
             stopped_by=self._steering.stopping,
             commands_applied=self._fence.applied,
-            resumed_from=self._resumed_from,
+            resumed_from=self._resumed.checkpoint,
             timeline=state.timeline,
             mode=mode_name(state.mode),
-            exact=self._exact,
+            exact=self._resumed.exact,
             checkpoint=name,
             folder=str(self._folder.path),
             seconds=seconds,
@@ -393,6 +377,7 @@ class Trainer:
             self._boundary.cross(epoch, self.state.end_epoch())
             self._seeds.publish()
             self._stand()
+            self._telemetry.metrics(self._handshake.tell())
             self._observations.start_clock()
 
     def _adapt(self, epoch: int) -> float:
@@ -406,33 +391,11 @@ class Trainer:
         return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
-        def stop() -> bool:
-            # Asked at every batch: a long validation isn't a training that hangs.
-            self._signals.progress()
-            return bool(self._mailbox.stop_reason)
-
-        self._profiling.before_validation(len(self._held_out))
+        self._profiling.before_validation(len(self._validating.held_out))
         before = self._phases.enter(phases.VALIDATION)
-        with self._signals.phase(Phase.VALIDATING):
-            measured = validate(
-                self.state.model,
-                self._job,
-                self._held_out,
-                self._device,
-                stop=stop,
-                passes=self._step.passes,
-            )
+        measured = self._validating.whole()
         self._phases.enter(before)
         return measured
-
-    def _held_out_loss(self) -> float:
-        """What gates measure by: the loss on the first held-out batches."""
-        few = self._held_out.first(GATE_BATCHES)
-        measured = validate(
-            self.state.model, self._job, few, self._device, passes=self._step.passes
-        )
-        assert measured is not None
-        return measured.loss
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs

@@ -111,6 +111,7 @@ class Execution:
     def execute(self, command: AdaptationCommand) -> CommandOutcome:
         """Apply a command whose INTENT is in the journal."""
         observations = self._run.observations
+        self._run.handshake.answered(command)
         before = observations.before(command)
         started = time.perf_counter()
         try:
@@ -123,6 +124,7 @@ class Execution:
         again = command.command_type == CommandType.COMMAND_MODE
         note_mode(self._run.state.mode, self._run.state.step, anew=again)
         observations.begin(command, before)
+        self._run.handshake.intervened(command)
         outcome = self._outcomes.applied(command, details)
         seconds = time.perf_counter() - started
         outcome.duration_ms = seconds * 1e3
