@@ -30,6 +30,7 @@ DECIDES_WEIGHTS: Final = (
     "aggregation",
     "new_parameter_warmup_steps",
     "loss_spike_factor",
+    "emergency_clean_steps",
 )
 """Settings that the same weights need the same values of; each start journals them."""
 
@@ -192,6 +193,9 @@ class Settings(BaseSettings):
     rollback_limit: int = Field(
         3, ge=1, le=100, description="Automatic rollbacks in a row before the run is halted."
     )
+    emergency_clean_steps: int = Field(
+        500, ge=1, le=2**53, description="Steps without a cause that lower an emergency by a level."
+    )
 
     # Safety
     boundary_ms: float = Field(
@@ -231,7 +235,7 @@ class Settings(BaseSettings):
     )
     profile_keep: int = Field(5, ge=1, le=1000, description="Traces kept in the run's folder.")
     profile_max_mb: int = Field(
-        100, ge=1, le=100_000, description="A trace has fewer steps rather than more MB."
+        50, ge=1, le=100_000, description="A trace has fewer steps rather than more MB."
     )
     drain_seconds: float = Field(
         20.0, ge=0.1, le=3600.0, description="A stop finishes the step, saves, flushes within this."

@@ -22,7 +22,6 @@ from redis.asyncio import Redis
 
 from tolaria_bus.cli import compose_command as compose
 from tolaria_bus.cli.circumstances import Circumstances, annotate
-from tolaria_bus.cli.deliver import user_name
 from tolaria_bus.cli.describe import describe
 from tolaria_bus.cli.follow import BLOCK, Follower, last_ids, reach
 from tolaria_bus.cli.leaving import interrupt_at_once
@@ -37,7 +36,7 @@ from tolaria_bus.cli.profile_lines import (
 )
 from tolaria_bus.cli.style import clean, paint, wants_colour
 from tolaria_bus.cli.verdict import answers, exit_code
-from tolaria_bus.cli.who import known_runs, live_runs
+from tolaria_bus.cli.who import known_runs, live_runs, user_name
 from tolaria_bus.configured import key_ring
 from tolaria_bus.leyline import AdaptationCommand, DeadLetter, ProfileReport, TelemetryPacket
 from tolaria_bus.oona.sealing import seal

@@ -34,6 +34,7 @@ from tolaria_bus.leyline.v1.command_pb2 import (
 from tolaria_bus.leyline.v1.emergency_pb2 import (
     EmergencyLevel,
     EmergencySignal,
+    EmergencyState,
 )
 from tolaria_bus.leyline.v1.journal_pb2 import (
     CheckpointSaved,
@@ -44,6 +45,7 @@ from tolaria_bus.leyline.v1.journal_pb2 import (
     CommandSource,
     Decision,
     JournalRecord,
+    ModeNote,
     RunMode,
     RunStarted,
     RunStopped,
@@ -107,6 +109,7 @@ __all__ = [
     "Decision",
     "EmergencyLevel",
     "EmergencySignal",
+    "EmergencyState",
     "FieldReport",
     "FieldReportOutcome",
     "HardwareContext",
@@ -116,6 +119,7 @@ __all__ = [
     "MessagePriority",
     "MetricPoint",
     "MitigationAction",
+    "ModeNote",
     "PolicyUpdate",
     "ProfileEntry",
     "ProfileReport",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
 from tolaria_bus.safety import Phase, Signals
@@ -26,6 +27,7 @@ from tolaria_bus.tolaria.control.phase_metrics import PhaseMetrics
 from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.retelling import tell_newest_answer
 from tolaria_bus.tolaria.control.seeds import SeedWork
+from tolaria_bus.tolaria.control.standing import Standing
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine import phases
@@ -127,7 +129,12 @@ class Trainer:
             saving=partial(self._signals.phase, Phase.SAVING),
         )
         self._seeds = self._steering.seeds = SeedWork(
-            self.state, self._side, folder, self._telemetry, self._held_out_loss
+            self.state,
+            self._side,
+            folder,
+            self._telemetry,
+            self._held_out_loss,
+            note=self._steering.emergencies.note,
         )
         self._observations = self._steering.observations = Observations(
             run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
@@ -142,6 +149,7 @@ class Trainer:
             self._device,
         )
         self._after_crash = folder.unended
+        self._standing = Standing(self.state, folder, lambda: self._profiling.busy)
         self._boundary = Boundary(
             run,
             job.name,
@@ -160,6 +168,7 @@ class Trainer:
         self._resumed_from = ""
         self._exact = True
         self._fence = self._recover(mailbox, outbound, wall_ns)
+        self._steering.emergencies.look()
         self._first_step = self.state.step
         self._speed = 0.0
         self._rate = next(iter(self.state.learning_rate.rates().values()), 0.0)
@@ -176,18 +185,21 @@ class Trainer:
         signals, enter, profiling = self._signals, self._phases.enter, self._profiling
         steering, cadence = self._steering, self._steering.cadence
         health, checkpoints = steering.health, steering.checkpoints
+        emergencies = steering.emergencies
         try:
             signals.begin(state.step)
             enter(phases.FENCE)
             profiling.begin_run(self._settings.profile_steps, after_crash=self._after_crash)
             fence.recovering.finish_contained()
             steering.finish_cuts()
+            self._stand()
             while True:
                 if state.epoch_ends and not fence.recovering.cut_is_next and not held(state.mode):
                     self._end_epoch(state.epoch)
                 if mailbox.waiting or state.step >= fence.next_step:
                     enter(phases.FENCE)
                     fence.open()
+                    self._stand()
                     health.settle()
                     step.passes.rearm()
                 if self._at_end():
@@ -198,14 +210,19 @@ class Trainer:
                     profiling.at_step()
                 if state.step >= kasmina.next_step or side.failed:
                     enter(phases.SEEDS)
+                    self._standing.seeds_changed()
                     self._seeds.advance()
                     step.passes.rearm()
+                if state.step >= emergencies.next_step:
+                    emergencies.ease()
                 loss = step.advance(
                     state.data, state.timeline, conservative=state.mode.conservative
                 )
                 enter(phases.LOSS)
                 if step.passes.fallbacks:
-                    settle_fallbacks(step.passes, state, self._folder, self._telemetry)
+                    settle_fallbacks(
+                        step.passes, state, self._folder, self._telemetry, emergencies.note
+                    )
                 state.step += 1
                 signals.step(state.step)
                 reading = watch.push(state.step, loss)
@@ -335,6 +352,7 @@ class Trainer:
             self._observations.end_run()
         self._report()
         self._phase_metrics.publish()
+        self._standing.look(anyway=True)
         done = state.step - self._first_step
         return RunSummary(
             run=self.run_id,
@@ -359,7 +377,13 @@ class Trainer:
 
     # Between steps
 
+    def _stand(self) -> None:
+        self._standing.seeds_changed()
+        self._standing.look()
+
     def _hold(self, waits: bool) -> None:
+        if waits:
+            self._stand()
         self._phases.enter(phases.HELD if waits else phases.FENCE)
 
     def _end_epoch(self, epoch: int) -> None:
@@ -368,6 +392,7 @@ class Trainer:
             self._observations.stop_clock()
             self._boundary.cross(epoch, self.state.end_epoch())
             self._seeds.publish()
+            self._stand()
             self._observations.start_clock()
 
     def _adapt(self, epoch: int) -> float:
@@ -438,6 +463,12 @@ class Trainer:
             figures += self._told.figures()
         self._speed = self._telemetry.step_metrics(state.last_loss, figures)
         self._phase_metrics.due()
+        self._standing.look()
+
+    @property
+    def standing(self) -> Mapping[str, Any]:
+        """How the run stands, beside its numbers; see :class:`Standing`. For any thread."""
+        return self._standing.told
 
     @property
     def progress(self) -> Progress:
@@ -454,4 +485,5 @@ class Trainer:
             mode=mode_name(state.mode),
             timeline=state.timeline,
             steps_per_second=self._speed,
+            emergency=self._steering.emergencies.shown,
         )

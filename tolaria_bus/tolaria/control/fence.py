@@ -28,6 +28,7 @@ from tolaria_bus.tolaria.control.commands import (
     CommandRefused,
     Steerable,
 )
+from tolaria_bus.tolaria.control.emergency_commands import refuse_superseded
 from tolaria_bus.tolaria.control.execution import Execution, journaled
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox, Outbound, in_order
 from tolaria_bus.tolaria.control.mode import held
@@ -207,6 +208,13 @@ class Fence:
             self._outbound.outcome(self._outcomes.known(command, known, finished), delivery)
             return
         try:
+            refuse_superseded(
+                command,
+                delivery.entry_id,
+                resumed_at=self._ledger.resumed_at,
+                halted_at=self._ledger.halted_at,
+                halted=self._run.state.mode.halted,
+            )
             self._check_deadline(command)
             due = due_fence(command, self._run.state, epoch_ended)
             if due is not None:

@@ -16,8 +16,10 @@ from tolaria_bus.leyline import (
     CommandIntent,
     CommandResult,
     CommandType,
+    EmergencyLevel,
     JournalRecord,
 )
+from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.commands import CHECKPOINT_FAILED, CommandRefused, Steerable
 from tolaria_bus.tolaria.control.execution import Execution, journaled
 from tolaria_bus.tolaria.control.mailbox import Delivery, Outbound
@@ -135,6 +137,9 @@ class Recovering:
             if intent.command_id not in ahead:
                 delivery = journaled(intent)
                 details = {"recovered": True, **self._rollback_details(intent.command_id)}
+                if delivery.command.HasField("emergency"):
+                    level = delivery.command.emergency.level
+                    details["level"] = short_name(EmergencyLevel, level)
                 outcome = self._outcomes.applied(delivery.command, details)
                 self._execution.finish(delivery, outcome)
 

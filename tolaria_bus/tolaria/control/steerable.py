@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.tolaria.control.emergencies import Emergencies
 from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.seeds import SeedWork
@@ -47,6 +48,7 @@ class Steerable(Protocol):
     stopping: str
     seeds: SeedWork
     observations: Observations
+    emergencies: Emergencies
     profiling: Profiling
 
     def admit(self, command: AdaptationCommand) -> None:
@@ -64,6 +66,14 @@ class Steerable(Protocol):
 
         Raises:
             CheckpointFailed: It could not be written.
+        """
+
+    def make_halt_durable(self) -> Details:
+        """The run is halted: make its newest good state durable, and tell.
+
+        Returns:
+            Details for the outcome: ``checkpoint`` and ``checkpoint_step``, or
+            ``checkpoint_failed``.
         """
 
     def stand_still(self) -> None:
