@@ -149,6 +149,7 @@ class _Ours:
 
     def save(self) -> Callable[[], object]:
         self._saving.later(0)
+        self._saving.release()
         return self._saving.wait
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from tolaria_bus.oona.trust import KeyRing
 ROUNDS = 9
 CALLS = 4000
 STREAM = "oona:{digits}:telemetry"
-STEP = 12_345
+STEP = 100_000
 """Numbers take more bytes the larger they are: that of a run on its way."""
 
 

@@ -21,7 +21,7 @@ STAMP = "monotonic_ns"
 def telemetry(number: int) -> TelemetryPacket:
     """The step metrics of a run with one seed: what is published most."""
     packet = TelemetryPacket(
-        packet_id=f"o8HtQkYg.{number:x}",
+        packet_id=f"o8HtQkYg{number:04x}"[:12],  # As long as a real one, up to 16 million.
         source_subsystem="tolaria",
         level=TelemetryLevel.TELEMETRY_LEVEL_INFO,
         training_run_id="digits",

@@ -13,6 +13,7 @@ import torch
 from tests.trainer.conftest import Moons
 from tolaria_bus.settings import load
 from tolaria_bus.tolaria.engine.job import view
+from tolaria_bus.tolaria.engine.loss_watch import LossReading, Verdict
 from tolaria_bus.tolaria.recovery.buffer_pool import MOST, SPARE_BYTES, BufferPool
 from tolaria_bus.tolaria.recovery.buffers import TensorBuffers
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
@@ -44,9 +45,12 @@ class Scene:
         )
 
     def step(self) -> None:
-        self.job.loss(self.state.model, self.state.data.next()).backward()  # type: ignore[no-untyped-call]
+        """One step, whose loss is read and sound."""
+        loss = self.job.loss(self.state.model, self.state.data.next())
+        loss.backward()  # type: ignore[no-untyped-call]
         self.state.optimizer.optimizer.step()
         self.state.step += 1
+        self.state.note(LossReading(self.state.step, loss.item(), 0.0, Verdict.OK))
 
     def weight(self) -> torch.Tensor:
         return next(self.state.model.parameters()).detach()
@@ -66,6 +70,7 @@ def test_each_checkpoint_is_of_its_fence_however_many_wait(scene: Scene) -> None
         scene.step()
         scene.saving.later(0)
         weights.append(scene.weight().clone())
+    scene.step()
     scene.saving.wait()
     store = scene.folder.checkpoints
     found = [store.load(item.name)[0]["model.0.weight"] for item in store.list()]
@@ -73,6 +78,51 @@ def test_each_checkpoint_is_of_its_fence_however_many_wait(scene: Scene) -> None
     assert all(torch.equal(a, b) for a, b in zip(found, weights, strict=True))
     assert scene.saved == [item.name for item in store.list()]
     assert not scene.failed
+
+
+def test_a_state_is_written_when_the_next_loss_shows_it_to_be_good(scene: Scene) -> None:
+    scene.step()
+    scene.saving.later(0)
+    scene.saving.wait()
+    assert scene.saving.holding is True
+    assert not scene.folder.checkpoints.list()
+    scene.step()
+    scene.saving.wait()
+    assert [item.step for item in scene.folder.checkpoints.list()] == [1]
+
+
+def test_a_state_that_was_cut_off_before_it_was_known_to_be_good_is_never_written(
+    scene: Scene,
+) -> None:
+    scene.step()
+    scene.saving.later(0)
+    scene.state.timeline += 1  # A rollback.
+    scene.step()
+    scene.saving.wait()
+    assert not scene.saving.holding
+    assert not scene.folder.checkpoints.list()
+    # What held it serves the next one.
+    scene.saving.later(0)
+    scene.step()
+    scene.saving.wait()
+    assert [item.step for item in scene.folder.checkpoints.list()] == [2]
+
+
+def test_of_one_step_the_state_after_what_was_done_at_its_fence_is_kept(scene: Scene) -> None:
+    scene.step()
+    scene.saving.later(0)
+    scene.saving.later(7)
+    scene.step()
+    scene.saving.wait()
+    assert [item.sequence for item in scene.folder.checkpoints.list()] == [7]
+
+
+def test_what_is_asked_for_is_written_at_once(scene: Scene) -> None:
+    scene.step()
+    scene.saving.later(0)
+    name = scene.saving.now(0, pin=True)
+    assert [item.name for item in scene.folder.checkpoints.list()] == [name]
+    assert scene.folder.checkpoints.list()[0].pinned
 
 
 def test_what_cannot_be_copied_fails_one_checkpoint_and_is_told(scene: Scene) -> None:

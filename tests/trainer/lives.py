@@ -1,9 +1,10 @@
-"""Runs in processes of their own, which die by SIGKILL at a given moment of a rollback."""
+"""Runs that die: by SIGKILL at a moment of a rollback, or as the power goes at any moment."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,8 @@ from torch.utils.data import TensorDataset
 from tests.forks import PROCESSES
 from tests.trainer.conftest import Moons, Run
 from tolaria_bus.settings import load
-from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.outcomes import Outcomes
+from tolaria_bus.tolaria.control.recovering import Recovering
 from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.recovery import rollback
 from tolaria_bus.tolaria.recovery.rollback import Rollback
@@ -84,7 +85,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "a step of those made again": lambda: steps_after(Rollback, "restore", 3),
     "the state is back": lambda: around(Rollback, "apply"),
     "not all is told": lambda: around(Outcomes, "rolled_back"),
-    "all is told": lambda: around(Fence, "tell_undone"),
+    "all is told": lambda: around(Recovering, "tell_undone"),
     "checkpoints are marked": lambda: around(Rollback, "mark_checkpoints", nth=2),
     "the next step": lambda: steps_after(Rollback, "apply", 0),
     "some steps later": lambda: steps_after(Rollback, "apply", 9),
@@ -124,3 +125,19 @@ def lived(
         return None
     found: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
     return found
+
+
+class Power:
+    """Copies the run's folder at a moment: what a disk holds when the power goes right there."""
+
+    def __init__(self, source: Path, copy: Path) -> None:
+        self.source = source
+        self.copy = copy
+
+    def fails(self) -> None:
+        while not self.copy.exists():
+            try:
+                shutil.copytree(self.source, self.copy, ignore=shutil.ignore_patterns("*.tmp"))
+            except (shutil.Error, FileNotFoundError):
+                # Retention took a checkpoint away meanwhile: such a disk has never been.
+                shutil.rmtree(self.copy, ignore_errors=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tests.trainer.lives import Poisoned
-from tolaria_bus.leyline import CommandOutcome, JournalRecord, TelemetryPacket
+from tolaria_bus.leyline import CommandOutcome, EmergencyLevel, JournalRecord, TelemetryPacket
+from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
@@ -286,14 +287,16 @@ def test_each_in_a_row_goes_further_back_with_a_lower_rate_and_the_last_halts(ma
     class Stops(RecordingOutbound):
         def emergency(self, signal: Any) -> None:
             super().emergency(signal)
-            run.mailbox.request_stop("signal")
+            if signal.level == EmergencyLevel.EMERGENCY_LEVEL_HALT:
+                run.mailbox.request_stop("signal")
 
     run.outbound = Stops()
     summary = run.train()
     assert [item.cut.target_step for item in cuts(run)] == [24, 16, 8]
     assert [item.cut.lr_factor for item in cuts(run)] == [0.5, 0.25, 0.125]
     assert (summary.mode, summary.steps, summary.timeline) == ("halted", 8, 4)
-    assert len(run.outbound.signals) == 1
+    levels = [short_name(EmergencyLevel, signal.level) for signal in run.outbound.signals]
+    assert levels == ["ELEVATED", "CONSERVATIVE", "HALT"]
     # It stays halted.
     again = make_run(job=Moons(), rollback_limit=3)
     again.mailbox.request_stop("signal")
@@ -359,6 +362,37 @@ def test_undone_checkpoints_are_marked_and_live_ones_kept(make_run) -> None:
         assert len(folder.live_checkpoints()) == 5
 
 
+class SpoilsTheUpdate(Moons):
+    """The loss of its 20th step is sound, the update that it leads to is not."""
+
+    calls = 0
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        loss = super().loss(model, batch)
+        if model.training:
+            self.calls += 1
+            if self.calls == 20:
+                loss.register_hook(lambda gradient: gradient * float("nan"))  # type: ignore[no-untyped-call]
+        return loss
+
+
+def test_weights_that_the_next_loss_shows_to_be_bad_are_never_in_a_checkpoint(make_run) -> None:
+    run = make_run(job=SpoilsTheUpdate(), checkpoint_every_steps=4, snapshot_every_steps=4)
+    run.train()
+    (cut,) = cuts(run)
+    assert (cut.cut.cause, cut.cut.target_step) == ("not_finite", 16)
+    saved = [
+        event.description.partition("-t")[0]
+        for packet, _ in run.outbound.packets
+        for event in packet.events
+        if event.event_id == "checkpoint"
+    ]
+    # Each once, and step 20 is that of the second timeline.
+    assert saved.count("step-00000020") == 1
+    with closing(RunFolder.open(run.path)) as folder:
+        assert all(not item.cut for item in folder.checkpoints.list())
+
+
 def test_a_halt_with_a_bad_loss_saves_the_last_state_that_is_known_to_be_good(make_run) -> None:
     run = make_run(job=AlwaysBad(), snapshot_every_steps=4, checkpoint_every_epochs=9)
     run.send(
@@ -369,7 +403,8 @@ def test_a_halt_with_a_bad_loss_saves_the_last_state_that_is_known_to_be_good(ma
     class Stops(RecordingOutbound):
         def emergency(self, signal: Any) -> None:
             super().emergency(signal)
-            run.mailbox.request_stop("signal")
+            if signal.level == EmergencyLevel.EMERGENCY_LEVEL_HALT:
+                run.mailbox.request_stop("signal")
 
     run.outbound = Stops()
     run.train()

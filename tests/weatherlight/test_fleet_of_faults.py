@@ -25,11 +25,13 @@ import ctypes
 import threading
 import time
 from pathlib import Path
+import torch
 from tiny import Tiny
+from torch.utils.data import Dataset
 from tolaria_bus.safety import SignalView
-from tolaria_bus.tolaria.control import steering
+from tolaria_bus.tolaria.control import deadlines
 
-steering.FULL_SECONDS = 0.5  # A rollback has 12 s otherwise: nobody should wait for that here.
+deadlines.FULL_SECONDS = 0.5  # A rollback has 12 s otherwise: nobody should wait for that here.
 ENDLESS = 1_000_000
 
 
@@ -78,6 +80,40 @@ class Rolls(Tiny):
         return super().loss(model, batch)
 
 
+class Slowly(Dataset):
+    # Its storage goes away in the middle of the second epoch, once.
+    def __init__(self, data):
+        self.data, self.reads = data, 0
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == 1000 and not Path("was_away").exists():
+            Path("was_away").touch()
+            threading.Event().wait()
+        return self.data[index]
+
+
+class Loads(Tiny):
+    epochs = 4
+
+    def train_data(self):
+        return Slowly(super().train_data())
+
+
+class Greedy(Tiny):
+    epochs, steps = 4, 0
+
+    def loss(self, model, batch):
+        self.steps += 1
+        if self.steps == 70 and not Path("was_greedy").exists():
+            Path("was_greedy").touch()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return super().loss(model, batch)
+
+
 class Bad(Tiny):
     def loss(self, model, batch):
         raise ValueError("this loss never works")
@@ -103,6 +139,14 @@ settings = { restart_limit = 0 }
 [[worker]]
 job = "faulty.py:Stuck"
 run = "stuck"
+
+[[worker]]
+job = "faulty.py:Loads"
+run = "loads"
+
+[[worker]]
+job = "faulty.py:Greedy"
+run = "greedy"
 
 [[worker]]
 job = "faulty.py:Grip"
@@ -201,6 +245,29 @@ async def test_a_deadlock_in_the_users_loss_is_found_shown_and_got_over(
     assert await wait_for(lambda: noted(stream, "stuck", "worker_finished"))
     with fleet.view("stuck") as view:
         assert (view.state, view.step) == (WorkerState.FINISHED, 300)
+
+
+@pytest.mark.slow
+async def test_a_loader_that_hangs_is_found_shown_and_got_over(fleet: Fleet, stream: Redis) -> None:
+    (hung,) = await wait_for(lambda: alerts(stream, "loads", "worker_hung"))
+    assert hung.attributes["cause"] == "training"
+    assert re.search(r'faulty\.py", line \d+ in __getitem__', hung.attributes["stack"])
+    assert await wait_for(lambda: noted(stream, "loads", "worker_finished"))
+    with fleet.view("loads") as view:
+        assert (view.state, view.step) == (WorkerState.FINISHED, 200)
+
+
+@pytest.mark.slow
+async def test_a_worker_without_memory_says_so_and_goes_on_from_where_it_was(
+    fleet: Fleet, stream: Redis
+) -> None:
+    (failed,) = await wait_for(lambda: alerts(stream, "greedy", "training_failed"))
+    assert "out of memory" in failed.description
+    (died,) = await wait_for(lambda: alerts(stream, "greedy", "worker_died"))
+    assert died.attributes["how"] == "exit code 2"
+    assert await wait_for(lambda: noted(stream, "greedy", "worker_finished"))
+    with fleet.view("greedy") as view:
+        assert (view.state, view.step) == (WorkerState.FINISHED, 200)
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def repeat(
     if summary is not None:
         check_writable(summary)
     say(f"loading {job}")
-    from tolaria_bus.tolaria.control.fence import Divergence
+    from tolaria_bus.tolaria.control.recovering import Divergence
     from tolaria_bus.tolaria.engine.job import load_job
     from tolaria_bus.tolaria.recovery.recording import Recording
     from tolaria_bus.tolaria.recovery.run_folder import RunFolder

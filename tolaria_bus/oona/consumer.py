@@ -267,6 +267,8 @@ class Consumer:
                     self._let_go(entries)
                     continue
                 self._time(entries)
+                # The next read is asked for before the work on these begins.
+                await anyio.lowlevel.checkpoint()
                 try:
                     await self._intake.take(entries)
                 except (RedisError, OSError) as error:

@@ -99,7 +99,8 @@ class Rounds:
         Whether what was read can be worked on is known later: only then is a trouble over.
         """
         wait, self._wait = self._wait, 0.0
-        await anyio.sleep(wait)
+        if wait:
+            await anyio.sleep(wait)
         try:
             entries = await self._fetch()
         except ResponseError as error:

@@ -21,15 +21,15 @@ from tolaria_bus.leyline import (
     TelemetryPacket,
 )
 from tolaria_bus.settings import DECIDES_WEIGHTS, Settings, load
-from tolaria_bus.tolaria.control.fence import Divergence
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
+from tolaria_bus.tolaria.control.recovering import Divergence
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.schedule import Schedule
 from tolaria_bus.tolaria.recovery.environment import differences, environment
 from tolaria_bus.tolaria.recovery.recording import Recording
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
-from tolaria_bus.tolaria.start import pick_device
+from tolaria_bus.tolaria.start import pick_device, step_options
 from tolaria_bus.tolaria.summary import Progress, RunSummary
 from tolaria_bus.tolaria.trainer import Trainer
 
@@ -200,7 +200,7 @@ def _check_job(job: Job, recording: Recording) -> None:
 
 def _check_environment(settings: Settings, recording: Recording) -> bool:
     """Whether everything is as it was at every start of the run."""
-    now = environment(pick_device(settings))
+    now = {**environment(pick_device(settings)), **step_options(settings).changes_numbers()}
     for record in recording.starts:
         before = dict(record.started.environment)
         if changed := differences(before, now):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from tolaria_bus.leyline import JournalRecord, RunStarted, RunStopped
 from tolaria_bus.safety import Phase, Signals
@@ -17,23 +18,37 @@ from tolaria_bus.settings import Settings, deciding
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
+from tolaria_bus.tolaria.control.gradients import ToldGradients
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.outcomes import Outcomes
+from tolaria_bus.tolaria.control.phase_metrics import PhaseMetrics
+from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.retelling import tell_newest_answer
 from tolaria_bus.tolaria.control.seeds import SeedWork
+from tolaria_bus.tolaria.control.standing import Standing
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
+from tolaria_bus.tolaria.engine import phases
 from tolaria_bus.tolaria.engine.job import Job
+from tolaria_bus.tolaria.engine.loss_watch import Verdict
+from tolaria_bus.tolaria.engine.phases import PhaseClock
 from tolaria_bus.tolaria.engine.side import SideTraining
-from tolaria_bus.tolaria.engine.step import TrainStep, Verdict
+from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.engine.validation import Validation, validate
 from tolaria_bus.tolaria.recovery.environment import differences, environment
+from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.state import restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
-from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length, step_options
+from tolaria_bus.tolaria.start import (
+    fresh_state,
+    pick_device,
+    plan_length,
+    step_options,
+    task_gradients,
+)
 from tolaria_bus.tolaria.summary import Progress, RunSummary
 
 GATE_BATCHES = 8
@@ -84,7 +99,10 @@ class Trainer:
         self._telemetry = Telemetry(
             outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
         )
+        self._phases = PhaseClock()
+        self._phase_metrics = PhaseMetrics(self._phases, self._telemetry, self._device)
         self._side = SideTraining(self.state.kasmina, self.state.model, job.loss)
+        self._tasks = task_gradients(job, settings, self.state, self._device)
         self._step = TrainStep(
             self.state.model,
             job.loss,
@@ -92,9 +110,14 @@ class Trainer:
             self._device,
             self.state.seed,
             self._side,
+            tasks=self._tasks,
             options=step_options(settings),
             state=self.state.engine,
             before_update=self._set_rates,
+            phases=self._phases,
+        )
+        self._told = (
+            None if self._tasks is None else ToldGradients(self._tasks, self.state, self._telemetry)
         )
         self._steering = Steering(
             self.state,
@@ -106,11 +129,27 @@ class Trainer:
             saving=partial(self._signals.phase, Phase.SAVING),
         )
         self._seeds = self._steering.seeds = SeedWork(
-            self.state, self._side, folder, self._telemetry, self._held_out_loss
+            self.state,
+            self._side,
+            folder,
+            self._telemetry,
+            self._held_out_loss,
+            note=self._steering.emergencies.note,
         )
         self._observations = self._steering.observations = Observations(
             run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
         )
+        self._profiling = self._steering.profiling = Profiling(
+            self.state,
+            ProfileFolder(
+                folder.path, keep=settings.profile_keep, max_bytes=settings.profile_max_mb << 20
+            ),
+            self._phases,
+            self._telemetry,
+            self._device,
+        )
+        self._after_crash = folder.unended
+        self._standing = Standing(self.state, folder, lambda: self._profiling.busy)
         self._boundary = Boundary(
             run,
             job.name,
@@ -119,7 +158,7 @@ class Trainer:
             outbound=outbound,
             telemetry=self._telemetry,
             validate=self._validate,
-            accept=self._steering.check_accuracy,
+            accept=self._steering.health.check_accuracy,
             adapt=self._adapt,
             check=self._steering.check_parts,
             judge=self._steering.guards.judge_boundary,
@@ -129,6 +168,7 @@ class Trainer:
         self._resumed_from = ""
         self._exact = True
         self._fence = self._recover(mailbox, outbound, wall_ns)
+        self._steering.emergencies.look()
         self._first_step = self.state.step
         self._speed = 0.0
         self._rate = next(iter(self.state.learning_rate.rates().values()), 0.0)
@@ -142,45 +182,66 @@ class Trainer:
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
         kasmina, side, step = state.kasmina, self._side, self._step
-        signals = self._signals
+        signals, enter, profiling = self._signals, self._phases.enter, self._profiling
         steering, cadence = self._steering, self._steering.cadence
+        health, checkpoints = steering.health, steering.checkpoints
+        emergencies = steering.emergencies
         try:
             signals.begin(state.step)
-            fence.finish_contained()
+            enter(phases.FENCE)
+            profiling.begin_run(self._settings.profile_steps, after_crash=self._after_crash)
+            fence.recovering.finish_contained()
             steering.finish_cuts()
+            self._stand()
             while True:
-                if state.epoch_ends and not fence.cut_is_next and not held(state.mode):
+                if state.epoch_ends and not fence.recovering.cut_is_next and not held(state.mode):
                     self._end_epoch(state.epoch)
                 if mailbox.waiting or state.step >= fence.next_step:
+                    enter(phases.FENCE)
                     fence.open()
-                    steering.settle()
+                    self._stand()
+                    health.settle()
                     step.passes.rearm()
                 if self._at_end():
                     break
                 if state.epoch_ends:
                     continue  # A rollback has led here.
+                if profiling.active:
+                    profiling.at_step()
                 if state.step >= kasmina.next_step or side.failed:
+                    enter(phases.SEEDS)
+                    self._standing.seeds_changed()
                     self._seeds.advance()
                     step.passes.rearm()
+                if state.step >= emergencies.next_step:
+                    emergencies.ease()
                 loss = step.advance(
                     state.data, state.timeline, conservative=state.mode.conservative
                 )
+                enter(phases.LOSS)
                 if step.passes.fallbacks:
-                    settle_fallbacks(step.passes, state, self._folder, self._telemetry)
+                    settle_fallbacks(
+                        step.passes, state, self._folder, self._telemetry, emergencies.note
+                    )
                 state.step += 1
                 signals.step(state.step)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
                     if reading.verdict is not Verdict.OK:
-                        steering.recover_from(reading)
+                        health.recover_from(reading)
                         continue
                     state.note(reading)
+                    if checkpoints.holding:
+                        checkpoints.judge()
                 if self._telemetry.due():
+                    enter(phases.TELEMETRY)
                     self._report()
                 if cadence.includes(state.step, state.data.position):
-                    steering.take_snapshot()
+                    enter(phases.SNAPSHOT)
+                    checkpoints.take_snapshot()
                 if self._saving_due() and not state.epoch_ends:
-                    steering.save_later()
+                    enter(phases.CHECKPOINT)
+                    checkpoints.save_later()
             return self._finish(started)
         except Exception as error:
             self._telemetry.alert(
@@ -191,7 +252,9 @@ class Trainer:
             )
             raise
         finally:
-            self._steering.close(self._settings.drain_seconds)
+            self._phases.stop()
+            self._profiling.close(self._settings.drain_seconds)
+            self._steering.checkpoints.close(self._settings.drain_seconds)
 
     # Start and end
 
@@ -241,6 +304,7 @@ class Trainer:
             replay=replay,
             restored=sequence,
             wall_ns=wall_ns,
+            on_hold=self._hold,
         )
         self._telemetry.event(
             "resumed" if self._resumed_from else "started",
@@ -248,7 +312,13 @@ class Trainer:
             checkpoint=self._resumed_from,
             records_to_replay=len(replay),
         )
-        tell_features(options, self._device, state, self._telemetry)
+        tell_features(
+            options,
+            self._device,
+            state,
+            self._telemetry,
+            sample_losses=self._job.sample_losses is not None,
+        )
         self._steering.fence = fence
         tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
         if found is None:
@@ -261,7 +331,7 @@ class Trainer:
         if self._mailbox.stop_reason:
             steering.stop(self._mailbox.stop_reason)
         elif self._length.reached(self.state):
-            if not steering.check_health():
+            if not steering.health.check():
                 return self._at_end()
             steering.stop("finished")
         return bool(steering.stopping)
@@ -272,7 +342,7 @@ class Trainer:
         here = state.timeline, state.step
         if self._steering.stopping == "finished" and self._boundary.validated_at != here:
             self._boundary.validate()  # Restarted at the very end, or --steps ended in an epoch.
-        name = self._steering.save_at_end()
+        name = self._steering.checkpoints.save_at_end()
         weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
         stopped = RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights)
@@ -281,6 +351,8 @@ class Trainer:
             self._seeds.terminate()
             self._observations.end_run()
         self._report()
+        self._phase_metrics.publish()
+        self._standing.look(anyway=True)
         done = state.step - self._first_step
         return RunSummary(
             run=self.run_id,
@@ -305,11 +377,22 @@ class Trainer:
 
     # Between steps
 
+    def _stand(self) -> None:
+        self._standing.seeds_changed()
+        self._standing.look()
+
+    def _hold(self, waits: bool) -> None:
+        if waits:
+            self._stand()
+        self._phases.enter(phases.HELD if waits else phases.FENCE)
+
     def _end_epoch(self, epoch: int) -> None:
-        if self._steering.check_health():
+        self._phases.enter(phases.BOUNDARY)
+        if self._steering.health.check():
             self._observations.stop_clock()
             self._boundary.cross(epoch, self.state.end_epoch())
             self._seeds.publish()
+            self._stand()
             self._observations.start_clock()
 
     def _adapt(self, epoch: int) -> float:
@@ -317,7 +400,9 @@ class Trainer:
         measured = Validation(boundary.validation_loss, boundary.validation_accuracy)
         self._observations.end_epoch(epoch, None if math.isnan(measured.loss) else measured)
         apart = self._fence.apart_seconds
+        self._phases.enter(phases.FENCE)
         self._fence.open(epoch_ended=epoch)
+        self._phases.enter(phases.BOUNDARY)
         return self._fence.apart_seconds - apart
 
     def _validate(self) -> Validation | None:
@@ -326,8 +411,10 @@ class Trainer:
             self._signals.progress()
             return bool(self._mailbox.stop_reason)
 
+        self._profiling.before_validation(len(self._held_out))
+        before = self._phases.enter(phases.VALIDATION)
         with self._signals.phase(Phase.VALIDATING):
-            return validate(
+            measured = validate(
                 self.state.model,
                 self._job,
                 self._held_out,
@@ -335,6 +422,8 @@ class Trainer:
                 stop=stop,
                 passes=self._step.passes,
             )
+        self._phases.enter(before)
+        return measured
 
     def _held_out_loss(self) -> float:
         """What gates measure by: the loss on the first held-out batches."""
@@ -348,7 +437,9 @@ class Trainer:
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs
         if self.state.epoch % every == 0 and not self._steering.stopping:
-            self._steering.save_later()
+            self._phases.enter(phases.CHECKPOINT)
+            self._steering.checkpoints.save_later()
+            self._phases.enter(phases.BOUNDARY)
 
     def _saving_due(self) -> bool:
         every = self._settings.checkpoint_every_steps
@@ -368,7 +459,16 @@ class Trainer:
         state = self.state
         self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
         figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
+        if self._told is not None:
+            figures += self._told.figures()
         self._speed = self._telemetry.step_metrics(state.last_loss, figures)
+        self._phase_metrics.due()
+        self._standing.look()
+
+    @property
+    def standing(self) -> Mapping[str, Any]:
+        """How the run stands, beside its numbers; see :class:`Standing`. For any thread."""
+        return self._standing.told
 
     @property
     def progress(self) -> Progress:
@@ -385,4 +485,5 @@ class Trainer:
             mode=mode_name(state.mode),
             timeline=state.timeline,
             steps_per_second=self._speed,
+            emergency=self._steering.emergencies.shown,
         )

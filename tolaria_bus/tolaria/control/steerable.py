@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.tolaria.control.emergencies import Emergencies
 from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.engine.numbers import is_number
 from tolaria_bus.tolaria.recovery.restore_points import Target
@@ -46,6 +48,8 @@ class Steerable(Protocol):
     stopping: str
     seeds: SeedWork
     observations: Observations
+    emergencies: Emergencies
+    profiling: Profiling
 
     def admit(self, command: AdaptationCommand) -> None:
         """Refuse a new command whose breaker is open.
@@ -63,6 +67,17 @@ class Steerable(Protocol):
         Raises:
             CheckpointFailed: It could not be written.
         """
+
+    def make_halt_durable(self) -> Details:
+        """The run is halted: make its newest good state durable, and tell.
+
+        Returns:
+            Details for the outcome: ``checkpoint`` and ``checkpoint_step``, or
+            ``checkpoint_failed``.
+        """
+
+    def stand_still(self) -> None:
+        """No step comes for now: a checkpoint that waits for a loss is written without it."""
 
     def rollback_target(self, target_step: int | None, target_epoch: int | None) -> Target:
         """The state that a rollback would go to, or :class:`CommandRefused`."""

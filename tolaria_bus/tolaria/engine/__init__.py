@@ -17,6 +17,7 @@ from tolaria_bus.tolaria.engine.job import (
     view,
 )
 from tolaria_bus.tolaria.engine.learning_rate import Correction, LearningRateController
+from tolaria_bus.tolaria.engine.loss_watch import LossReading, LossWatch, Verdict
 from tolaria_bus.tolaria.engine.optimizer import (
     OptimizerManager,
     OptimizerStateMismatch,
@@ -26,7 +27,7 @@ from tolaria_bus.tolaria.engine.optimizer import (
 from tolaria_bus.tolaria.engine.options import StepOptions
 from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.schedule import LearningRateRefused, Schedule
-from tolaria_bus.tolaria.engine.step import LossReading, LossWatch, TrainStep, Verdict
+from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.engine.validation import Validation, validate
 
 __all__ = [

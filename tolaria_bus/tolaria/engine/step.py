@@ -1,33 +1,37 @@
-"""One optimizer step, a pure function of (state, batch at a position), and how its loss is watched.
+"""One optimizer step, a pure function of (state, batch at a position).
 
 ``TrainStep`` does what a bare loop does and seeds the generators; what it does beyond that is asked
 for (``StepOptions``). It doesn't wait for the device: what the loss was, and whether it is sound,
 is read exactly one step later, from ``LossWatch``, while the device is busy with the next step.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from math import isfinite
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tolaria_bus.tolaria.engine.aggregation import TaskGradients
 from tolaria_bus.tolaria.engine.batch import map_tensors, to_device
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.optimizer import HOST_GROUP, OptimizerManager
 from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
 from tolaria_bus.tolaria.engine.passes import Passes
+from tolaria_bus.tolaria.engine.phases import (
+    AGGREGATION,
+    BACKWARD,
+    DATA,
+    FORWARD,
+    OPTIMIZER,
+    PREPARE,
+    SIDE,
+    PhaseClock,
+)
 from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.seeding import StepSeeder
 from tolaria_bus.tolaria.engine.side import SideTraining
-
-SPIKE_FACTOR = 15.0
-MEAN_WINDOW = 100
-SPIKE_WARMUP = 20
 
 
 class Batches(Protocol):
@@ -56,9 +60,11 @@ class TrainStep:
         device: Where the batches go.
         seed: The run's seed.
         side: Lets seeds learn beside the host, after its backward pass: from the step's last batch.
+        tasks: Tells seeds with a part in the output apart in the gradient; None: nobody does.
         options: What is wanted beyond the plain loop.
         state: What of it must survive; one of its own where none is given.
         before_update: Called just before the optimizer's step: sets the learning rates.
+        phases: Told which part of the step begins.
 
     Attributes:
         passes: Forward and backward, with what has failed in them.
@@ -73,11 +79,14 @@ class TrainStep:
         seed: int,
         side: SideTraining | None = None,
         *,
+        tasks: TaskGradients | None = None,
         options: StepOptions | None = None,
         state: StepState | None = None,
         before_update: Callable[[], object] | None = None,
+        phases: PhaseClock | None = None,
     ) -> None:
         options = options or StepOptions()
+        self._enter = (phases or PhaseClock()).enter
         amp, _ = amp_dtype(options, device)
         self._model = model
         self._loss = loss
@@ -99,6 +108,9 @@ class TrainStep:
             amp=amp,
         )
         self._side = side
+        self._tasks = tasks
+        self._forward_done = partial(self._enter, BACKWARD)
+        self._handled = False
         self._batch: Any = None
         self._seeded_with = 0
 
@@ -111,10 +123,10 @@ class TrainStep:
             JobError: the job's loss failed, or isn't a scalar tensor that depends on the model. The
                 weights are as before.
         """
-        optimizer = self._manager.optimizer
-        optimizer.zero_grad(set_to_none=True)
+        self._enter(PREPARE)
+        optimizer = self._begin(conservative)
         loss = self._pass(batch, position, timeline, 1.0, conservative)
-        self._update(optimizer)
+        self._update(optimizer, timeline, position)
         return loss
 
     def advance(self, data: Batches, timeline: int, *, conservative: bool = False) -> Tensor:
@@ -126,20 +138,32 @@ class TrainStep:
         Raises:
             JobError: as from a call; or the data couldn't be read.
         """
+        self._enter(DATA)
         position = data.position
         if self._accumulate == 1:
             return self(data.next(), position, timeline, conservative=conservative)
         per_epoch = data.steps_per_epoch
         count = min(self._accumulate, per_epoch - position % per_epoch)
-        optimizer = self._manager.optimizer
-        optimizer.zero_grad(set_to_none=True)
+        optimizer = self._begin(conservative)
         total: Tensor | None = None
         for place in range(position, position + count):
-            loss = self._pass(data.next(), place, timeline, 1.0 / count, conservative)
+            self._enter(DATA)
+            batch = data.next()
+            self._enter(PREPARE)
+            loss = self._pass(batch, place, timeline, 1.0 / count, conservative)
             total = loss if total is None else total + loss
         assert total is not None
-        self._update(optimizer)
+        self._update(optimizer, timeline, position)
         return total / count
+
+    def _begin(self, conservative: bool) -> Optimizer:
+        optimizer = self._manager.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        tasks = self._tasks
+        self._handled = (
+            tasks is not None and tasks.present and tasks.begin(conservative=conservative)
+        )
+        return optimizer
 
     def _pass(
         self, batch: Any, position: int, timeline: int, share: float, conservative: bool
@@ -154,30 +178,47 @@ class TrainStep:
             batch,
             share,
             lambda: self._seed(timeline, position),
-            conservative=conservative,
+            # What is compiled frees its memory behind the first of several backward passes.
+            conservative=conservative or self._handled,
             key=self._manager.version,
         )
 
     def _run(self, batch: Any, share: float) -> Tensor:
         loss = None
+        self._enter(FORWARD)
         try:
+            if self._tasks is not None and self._tasks.present:
+                return self._tasks.backward(
+                    batch,
+                    share,
+                    self._scaler,
+                    handled=self._handled,
+                    forward_done=self._forward_done,
+                )
             loss = self._loss(self._model, batch)
             part = loss if share == 1.0 else loss * share
             if self._scaler is not None:
                 part = self._scaler.scale(part)
+            self._enter(BACKWARD)
             part.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise _explain(loss, error) from error
         return loss.detach()
 
-    def _update(self, optimizer: Optimizer) -> None:
+    def _update(self, optimizer: Optimizer, timeline: int, position: int) -> None:
         scaler = self._scaler
+        if self._handled and self._tasks is not None:
+            self._enter(AGGREGATION)
+            self._tasks.settle(timeline, position, scaled=scaler is not None)
+        self._enter(OPTIMIZER)
         if scaler is not None:
             scaler.unscale_(optimizer)
         if self._side is not None and self._side.waits:
             # Behind the unscaling, as its gradients aren't scaled: they skip no step of the host.
+            self._enter(SIDE)
             with self.passes.eager(), self.passes.autocast():
                 self._side(self._batch, self._seeded_with)
+            self._enter(OPTIMIZER)
         self._batch = None
         if self._clip is not None:
             clip_gradients(self._manager.param_groups, self._clip)
@@ -224,128 +265,3 @@ def _explain(loss: object, error: Exception) -> JobError:
         f"the job: loss(model, batch) returned {found}; it must be a scalar tensor that depends on "
         "the model's parameters"
     )
-
-
-class Verdict(StrEnum):
-    """Whether a step's loss is sound."""
-
-    OK = "ok"
-    NOT_FINITE = "not_finite"
-    SPIKE = "spike"
-
-
-@dataclass(frozen=True, slots=True)
-class LossReading:
-    """The loss of one step, the mean of the finite ones before it (0: there is none), a verdict."""
-
-    step: int
-    loss: float
-    mean: float
-    verdict: Verdict
-
-
-class LossWatch:
-    """Hands out each step's loss while the next one runs, and judges it.
-
-    On CUDA the loss is copied to page-locked memory behind the step's own work and read after an
-    event, so that the training thread doesn't drain the device's queue.
-
-    Args:
-        device: Where the losses are.
-        factor: A loss above so many times the running mean is a spike.
-        window: Over how many losses the mean runs.
-        warmup: No loss is a spike before so many have been seen.
-        floor: Nor one that is not above this. With the default, 0, a job whose loss comes down to
-            almost nothing may see a spike in one hard batch.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        *,
-        factor: float = SPIKE_FACTOR,
-        window: int = MEAN_WINDOW,
-        warmup: int = SPIKE_WARMUP,
-        floor: float = 0.0,
-    ) -> None:
-        self._factor = factor
-        self._warmup = warmup
-        self._floor = floor
-        self._losses: deque[float] = deque(maxlen=window)
-        self._last: tuple[int, Callable[[], float]] | None = None
-        self._slots = [_PinnedLoss(), _PinnedLoss()] if device.type == "cuda" else None
-
-    def push(self, step: int, loss: Tensor) -> LossReading | None:
-        """Take the loss of ``step`` and return the reading of the step before it, if there is one.
-
-        To be called when the step's work has been queued.
-        """
-        before = self._last
-        self._last = (step, self._reader(loss))
-        return None if before is None else self._judge(*before)
-
-    def flush(self) -> LossReading | None:
-        """Wait for the last step and return its reading; None if it was handed out already."""
-        before, self._last = self._last, None
-        return None if before is None else self._judge(*before)
-
-    @property
-    def mean(self) -> float:
-        """The running mean of the finite losses handed out; 0 before the first."""
-        return sum(self._losses) / len(self._losses) if self._losses else 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the window and the loss not yet handed out, as JSON values. Waits for that one.
-
-        A loss that isn't finite is written as text (``nan``), as JSON has no word for it.
-        """
-        last = None
-        if self._last is not None:
-            step, read = self._last
-            last = [step, repr(read())]
-        return {"losses": list(self._losses), "last": last}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
-        self._losses.clear()
-        self._losses.extend(state["losses"])
-        self._last = None
-        if state["last"] is not None:
-            step, text = state["last"]
-            value = float(text)
-            self._last = (step, lambda: value)
-
-    def _reader(self, loss: Tensor) -> Callable[[], float]:
-        if self._slots is None:
-            return loss.item
-        slot = self._slots.pop(0)
-        self._slots.append(slot)
-        return slot.take(loss)
-
-    def _judge(self, step: int, read: Callable[[], float]) -> LossReading:
-        loss = read()
-        mean = self.mean
-        if not isfinite(loss):
-            return LossReading(step, loss, mean, Verdict.NOT_FINITE)
-        warm = len(self._losses) >= self._warmup
-        spike = warm and mean > 0 and loss > self._factor * mean and loss > self._floor
-        self._losses.append(loss)
-        return LossReading(step, loss, mean, Verdict.SPIKE if spike else Verdict.OK)
-
-
-class _PinnedLoss:
-    """One loss on its way from the device."""
-
-    def __init__(self) -> None:
-        self._host = torch.empty((), dtype=torch.float64, pin_memory=True)
-        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-    def take(self, loss: Tensor) -> Callable[[], float]:
-        # Converted on the device: a copy between types would go through pageable memory.
-        self._host.copy_(loss.double(), non_blocking=True)
-        self._arrived.record()
-        return self._read
-
-    def _read(self) -> float:
-        self._arrived.synchronize()
-        return self._host.item()

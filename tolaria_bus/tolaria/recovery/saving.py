@@ -2,6 +2,10 @@
 
 The copy goes into memory that is there already. The writing is another thread's, which has a
 process of low priority do the bulk of it where that costs the training less (:mod:`.disk_helper`).
+
+Whether a state is good isn't known when it is copied: the loss of the *next* step is the first that
+is computed with its weights. So a copy is *held* until that loss has been read and is sound, and
+given up if it isn't, unless somebody waits for it or the run stands still.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -77,6 +82,7 @@ class Saving:
         self._waiting = waiting
         self._writer = CheckpointWriter(folder.checkpoints)
         self._pending: list[tuple[str, Future[str]]] = []
+        self._held: _Copy | None = None
         self._last = ""
         self._is_prepared = False
         # Adam's moments are there after the first step: only then is it known how much there is.
@@ -95,6 +101,7 @@ class Saving:
             JobError: As for :meth:`later`.
         """
         self.later(sequence, label=label, pin=pin)
+        self.release()
         self.wait()
         if not self._folder.checkpoints.has(self._last):
             raise CheckpointFailed(f"checkpoint {self._last} could not be written")
@@ -103,15 +110,23 @@ class Saving:
     def later(self, sequence: int, *, label: str = "", pin: bool = False) -> None:
         """Copy the state now, write it behind the training; a failure is an alert.
 
+        It is written once the next step has shown that it is good: see :meth:`judge`.
+
         Waits where the ones before aren't written yet and there is no memory for one more.
 
         Raises:
             JobError: The loader of the training data failed to tell its state.
         """
+        self.judge()
         self._settle(block=False)
         state = self._state
         name = checkpoint_name(state.step, state.timeline, sequence)
         self._last = name
+        if self._held is not None and self._held.name == name:
+            self._held.pin = self._held.pin or pin
+            return
+        # Of this very step, before something was done at its fence.
+        self._give_up_held()
         if self._folder.checkpoints.has(name) or any(name == other for other, _ in self._pending):
             # Nothing has changed since.
             if pin:
@@ -131,9 +146,38 @@ class Saving:
             self._on_failed(name, f"the state can't be copied: {error}")
             return
         meta.update(sequence=sequence, job=self._job, label=label, epoch=state.epoch)
-        future = self._writer.submit(name, buffers.tensors, meta, pin=pin)
-        future.add_done_callback(lambda _done: self._pool.give_back(buffers))
-        self._pending.append((name, future))
+        self._held = _Copy(name, state.step, state.timeline, buffers, meta, pin)
+
+    @property
+    def holding(self) -> bool:
+        """A copy waits for the next loss."""
+        return self._held is not None
+
+    def judge(self) -> None:
+        """Write the copy that is held if a loss has shown it to be good, give it up if it was cut.
+
+        To be called when a loss has been taken into the state's statistics.
+        """
+        held, state = self._held, self._state
+        if held is None:
+            return
+        if held.timeline != state.timeline:
+            self._give_up_held()
+        elif state.last_loss_step > held.step:
+            self.release()
+
+    def release(self) -> None:
+        """Write the copy that is held, good or not: it is asked for, or no step comes soon."""
+        held, self._held = self._held, None
+        if held is not None:
+            future = self._writer.submit(held.name, held.buffers.tensors, held.meta, pin=held.pin)
+            future.add_done_callback(lambda _done: self._pool.give_back(held.buffers))
+            self._pending.append((held.name, future))
+
+    def _give_up_held(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._pool.give_back(held.buffers)
 
     def store(
         self,
@@ -167,13 +211,15 @@ class Saving:
         return name
 
     def wait(self) -> None:
-        """Until everything that was submitted is on disk, or has failed with an alert."""
+        """Until everything that isn't held is on disk, or has failed with an alert."""
+        self.judge()
         with self._waiting():
             self._settle(block=True)
 
     def close(self, timeout: float) -> None:
-        """Finish what was begun, within ``timeout`` seconds."""
+        """Finish what was begun, within ``timeout`` seconds; what is held is given up."""
         self._hook.remove()
+        self._give_up_held()
         if self._writer.close(timeout) and self._helper is not None:
             # Else it ends with this process, and what it writes never gets a checkpoint's name.
             self._helper.close()
@@ -220,3 +266,15 @@ class Saving:
         except JournalUnwritable as error:
             # Only the note is missing: recovery looks at the checkpoints themselves.
             self._on_failed(name, f"durable, but not noted: {error}")
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A state that was copied and isn't written yet."""
+
+    name: str
+    step: int
+    timeline: int
+    buffers: TensorBuffers
+    meta: dict[str, Any]
+    pin: bool

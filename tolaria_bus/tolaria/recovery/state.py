@@ -21,9 +21,9 @@ from tolaria_bus.leyline.codec import from_json, to_json
 from tolaria_bus.safety.breakers import Breakers
 from tolaria_bus.tolaria.engine.data import TrainingBatches
 from tolaria_bus.tolaria.engine.learning_rate import LearningRateController
+from tolaria_bus.tolaria.engine.loss_watch import LossReading, LossWatch
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.precision import StepState
-from tolaria_bus.tolaria.engine.step import LossReading, LossWatch
 from tolaria_bus.tolaria.recovery.buffers import TensorBuffers, needed_bytes
 from tolaria_bus.tolaria.recovery.plain import plain_names
 from tolaria_bus.tolaria.recovery.sections import Section, pack, unpack
