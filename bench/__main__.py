@@ -14,8 +14,9 @@ from bench import harness, report
 from bench.theirs import ENVIRONMENT
 
 SUBJECTS = (
-    "envelope", "journal", "snapshot", "checkpoint", "recovery", "rebuild", "publish", "single",
-    "consume", "burst", "emergency", "hostile", "overhead", "rivals", "torture",
+    "envelope", "journal", "snapshot", "checkpoint", "recovery", "rebuild", "aggregation",
+    "publish", "single", "consume", "burst", "emergency", "hostile", "overhead", "rivals",
+    "torture",
 )  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first.
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Run
-from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
 from tests.trainer.test_seeds import Slotted, live
 from tolaria_bus.settings import SettingError, load
 from tolaria_bus.tolaria.engine.job import view

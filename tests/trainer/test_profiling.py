@@ -11,7 +11,8 @@ import torch
 
 from tests.recovery.small_disk import fill, run_on_small_disk
 from tests.trainer.conftest import STEPS_PER_EPOCH, Run
-from tests.trainer.test_recovery import FailsAtOutcome, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome
 from tests.trainer.test_replay import Again, again  # noqa: F401 - a fixture
 from tolaria_bus.leyline import CommandOutcome, ProfileReport, TelemetryPacket
 from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound

@@ -139,11 +139,13 @@ class BytesLM:
         """Windows of the last tenth."""
         return _windows(_text()[_held_out_from() :], self.context)
 
-    def loss(self, model: nn.Module, batch: list[Tensor]) -> Tensor:
-        """Mean cross-entropy, in nats for each byte."""
+    def loss(self, model: nn.Module, batch: list[Tensor], reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats: the mean, or (windows, bytes) of each byte."""
         window = batch[0].long()
         logits = model(window[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+        targets = window[:, 1:]
+        found = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+        return found if reduction == "mean" else found.view(targets.shape)
 
     def accuracy(self, model: nn.Module, batch: list[Tensor]) -> Tensor:
         """Share of next bytes guessed right."""

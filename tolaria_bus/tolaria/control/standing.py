@@ -107,12 +107,12 @@ class Standing:
             return None
         told = _note(mode.conservative_note)
         ends = "send mode normal"
-        if mode.halted:
-            ends = f"send resume, then {ends}"
-        elif mode.emergency.conservative:
+        if mode.emergency.conservative:
             ends = f"with the emergency, or {ends}"
         elif told["by"] == "tolaria":
             ends = f"when breaker timing closes, or {ends}"
+        if mode.halted:
+            ends = f"send resume, then {ends}"
         return {**told, "off": list(OFF), "ends": ends}
 
     def _breaker(self, breaker: Any) -> dict[str, Any]:
