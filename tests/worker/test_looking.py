@@ -28,10 +28,7 @@ def said(terminal: Terminal, *words: str, check: int = 0) -> dict[str, Any]:
 @pytest.mark.slow
 def test_where_the_time_goes_is_asked_of_a_run_and_comes_over_the_bus(tmp_path: Path) -> None:
     one = Terminal(tmp_path)
-    # Nothing grows in its slot here, and what goes into one can't be pruned.
-    job = (tmp_path / "tiny.py").read_text().replace('SeedSlot(8, kind="linear"), ', "")
-    (tmp_path / "pruned.py").write_text(job)
-    run = ("run", "pruned.py:Tiny", "--run", "first", "--epochs", "1000000")
+    run = ("run", "tiny.py:Tiny", "--run", "first", "--epochs", "1000000")
     with one.start(*run, "--profile", "3") as worker:
         worker.says("embedded server")
         # A command that comes before the run listens waits for it.
