@@ -84,6 +84,7 @@ def _things(seen: Seen) -> Iterator[Thing]:
         yield "where", "plain", _where(seen)
         yield "at", "plain", [_at(told)]
         yield "training", "plain", [_training(told)]
+        yield from _emergency(told)
         yield from _modes(told)
         yield from _breakers(told)
         yield from _waiting(told)
@@ -119,6 +120,22 @@ def _training(told: Mapping[str, Any]) -> str:
         str(told.get("profiling") or ""),
     ]
     return ", ".join(filter(None, words))
+
+
+def _emergency(told: Mapping[str, Any]) -> Iterator[Thing]:
+    note = told.get("emergency")
+    if not isinstance(note, Mapping):
+        return
+    by = f" by {note['by']}" if note.get("by") else ""
+    falls = note.get("falls_at_step")
+    level = str(note.get("level")).upper()
+    what = f"{note.get('reason')} ({note.get('cause')})"
+    ends = f"falls at step {_whole(falls)} if nothing happens" if falls else "ends: send resume"
+    yield (
+        "emergency",
+        "bad",
+        [f"{level} since step {_whole(note.get('since_step'))}{by}: {what}", ends],
+    )
 
 
 def _modes(told: Mapping[str, Any]) -> Iterator[Thing]:
