@@ -14,8 +14,9 @@ from bench import harness, report
 from bench.theirs import ENVIRONMENT
 
 SUBJECTS = (
-    "envelope", "snapshot", "checkpoint", "recovery", "rebuild", "publish", "single", "consume",
-    "burst", "emergency", "boundary", "hostile", "overhead", "rivals", "growth", "torture",
+    "envelope", "journal", "snapshot", "checkpoint", "recovery", "rebuild", "aggregation",
+    "publish", "single", "consume", "burst", "emergency", "boundary", "hostile", "overhead",
+    "rivals", "growth", "torture",
 )  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first.
 

@@ -46,6 +46,6 @@ async def redis_url(server: EmbeddedServer) -> str:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of the empty server; its blocking reads may take up to ten seconds."""
-    async with connect(redis_url, name="tests", block=timedelta(seconds=10)) as client:
+    """A client of the empty server; its blocking reads may take up to a minute."""
+    async with connect(redis_url, name="tests", block=timedelta(seconds=60)) as client:
         yield client

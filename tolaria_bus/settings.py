@@ -27,8 +27,10 @@ DECIDES_WEIGHTS: Final = (
     "accumulate",
     "clip_norm",
     "channels_last",
+    "aggregation",
     "new_parameter_warmup_steps",
     "loss_spike_factor",
+    "emergency_clean_steps",
 )
 """Settings that the same weights need the same values of; each start journals them."""
 
@@ -140,6 +142,11 @@ class Settings(BaseSettings):
     activation_checkpointing: str = Field(
         "", description="Modules (a glob of their names) that keep no activations."
     )
+    aggregation: str = Field(
+        "none",
+        pattern=r"^[a-z][a-z0-9_]{0,31}(:[a-z0-9_=.,+-]{1,200})?$",
+        description="Handler of conflicts between host and seeds: none, pcgrad, or one of TorchJD.",
+    )
     new_parameter_warmup_steps: int | None = Field(
         None,
         ge=0,
@@ -186,6 +193,9 @@ class Settings(BaseSettings):
     rollback_limit: int = Field(
         3, ge=1, le=100, description="Automatic rollbacks in a row before the run is halted."
     )
+    emergency_clean_steps: int = Field(
+        500, ge=1, le=2**53, description="Steps without a cause that lower an emergency by a level."
+    )
 
     # Safety
     boundary_ms: float = Field(
@@ -228,6 +238,13 @@ class Settings(BaseSettings):
 
     # What is published, and when
     telemetry_seconds: float = Field(0.25, ge=0.0, le=3600.0, description="Between step metrics.")
+    profile_steps: int | None = Field(
+        None, ge=1, le=10_000, description="Record a trace of so many steps at the start."
+    )
+    profile_keep: int = Field(5, ge=1, le=1000, description="Traces kept in the run's folder.")
+    profile_max_mb: int = Field(
+        50, ge=1, le=100_000, description="A trace has fewer steps rather than more MB."
+    )
     drain_seconds: float = Field(
         20.0, ge=0.1, le=3600.0, description="A stop finishes the step, saves, flushes within this."
     )

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.torture.lives import Failed, Lives, Run, Tally
+from infra.torture.lives import Failed, Lives, Tally
 from infra.torture.nursery import Nursery
 from infra.torture.operator import Operator
 from infra.torture.orders import write
+from infra.torture.run import Run
 from infra.torture.server import Server
 from infra.torture.verdict import Finished, complaints
 from tolaria_bus.leyline import CommandStatus

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import random
 import resource
-import select
 import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from infra.torture.damage import spoil, tear
 from infra.torture.nursery import Nursery
-from infra.torture.operator import LAST, Operator
-from infra.torture.orders import SAVED_EVERY, TRAPPED
+from infra.torture.operator import LAST, POLL, Operator
+from infra.torture.orders import TRAPPED
+from infra.torture.run import Run
 from infra.torture.server import Server
 from infra.torture.strikes import Eye, Strike, choose, wait_until
+from infra.torture.worker import Worker
 from tolaria_bus.cli.failures import USER_ERROR
 from tolaria_bus.tolaria.control.outcomes import FATAL
-from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
 from tolaria_bus.worker.leaving import EXIT_AT_ONCE
 
@@ -60,75 +57,6 @@ class Tally:
     recoveries: int = 0
     cold: int = 0
     trapped: int = 0
-
-
-@dataclass
-class Run:
-    """One run, as the command line knows it.
-
-    Attributes:
-        job: The job's name in :mod:`infra.torture.jobs`.
-        name: The run's id.
-        home: Holds its folder, its logs and its summary.
-        url: The server.
-        steps: Optimizer steps in all.
-        seed: Of the run.
-        environment: Variables of its workers.
-    """
-
-    job: str
-    name: str
-    home: Path
-    url: str
-    steps: int
-    seed: int
-    environment: dict[str, str]
-    life: int = 0
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.home / "run"
-
-    @property
-    def said(self) -> Path:
-        """Where its workers note the alerts that they have queued."""
-        return self.home / "alerts.txt"
-
-    @property
-    def log(self) -> Path:
-        """What the present life prints."""
-        return self.home / f"life-{self.life:03d}.log"
-
-    def words(self) -> list[str]:
-        """Its command line."""
-        settings = (
-            "threads=1",
-            "lease_seconds=2",
-            f"checkpoint_every_steps={SAVED_EVERY}",
-            # No guard of times may fire: what it decides would be this run's alone.
-            "boundary_ms=10000",
-        )
-        words = ["worker", f"infra.torture.jobs:{self.job}", "--run", self.name]
-        words += ["--run-dir", str(self.folder), "--redis", self.url]
-        words += ["--steps", str(self.steps), "--seed", str(self.seed)]
-        for setting in settings:
-            words += ["--set", setting]
-        return [*words, "--summary", str(self.home / "summary.json")]
-
-    def summary(self) -> dict[str, Any]:
-        """What the newest life that came to an end by itself wrote."""
-        found: dict[str, Any] = json.loads((self.home / "summary.json").read_text())
-        return found
-
-    def replay_words(self) -> list[str]:
-        """The command line that does it again from its journal."""
-        words = ["run", f"infra.torture.jobs:{self.job}", "--replay", str(self.folder)]
-        return [*words, "--summary", str(self.home / "replayed.json")]
-
-    def ledger(self) -> CommandLedger:
-        """What its journal says of its commands."""
-        return CommandLedger(read_records(self.folder) if self.folder.is_dir() else ())
 
 
 class Lives:
@@ -184,9 +112,9 @@ class Lives:
             killed = code == -signal.SIGKILL
             if code == 0:
                 summary = self._run.summary()
-                if summary["stopped_by"] == ("command" if self._freely else "finished") and (
-                    not self._freely or self._is_over()
-                ):
+                if self._freely and self._is_over():
+                    return summary
+                if not self._freely and summary["stopped_by"] == "finished":
                     return summary
                 if summary["stopped_by"] not in self._may_stop_by:
                     raise Failed(f"a life was stopped by {summary['stopped_by']!r}")
@@ -206,6 +134,8 @@ class Lives:
         self.tally.recoveries += run.folder.exists()
         eye = Eye(run.folder)
         spared = self._spared()
+        # It has stopped as it was told, and its process was killed before that had ended.
+        stopped_in_start = self._run.ledger().starts if self._freely and self._is_over() else None
         cold = self._kills > 0 and chance.random() < 0.02
         worker = self._start(cold=cold)
         self.tally.cold += cold
@@ -214,6 +144,8 @@ class Lives:
                 self._torment(worker, eye)
             elif spared:
                 self._let_through(worker, eye, spared)
+            if stopped_in_start is not None:
+                self._ask_to_stop(worker, stopped_in_start)
             self._wait(worker)
             code = worker.reap()
         except BaseException:
@@ -368,6 +300,16 @@ class Lives:
         if self._kills > self._killed:
             self._torment(worker, eye)
 
+    def _ask_to_stop(self, worker: Worker, start: int) -> None:
+        """End a life that nobody sends anything any more, once it has done what was left."""
+        operator = self._operator
+        while not worker.ended_within(POLL):
+            self._check_time()
+            if self._run.ledger().starts > start and operator.all_finished():
+                worker.asked_to_leave = True
+                worker.signal(signal.SIGTERM)
+                return
+
     def _watch(self, worker: Worker, eye: Eye, strike: Strike) -> bool:
         """Wait for the moment of a strike; false if the worker ends before."""
         end = time.monotonic() + strike.patience
@@ -460,54 +402,3 @@ class Lives:
             cold=cold,
         )
         return Worker(pid, lambda: self._nursery.reap(pid))
-
-
-class Worker:
-    """One life.
-
-    Args:
-        pid: Its process, which stays its own until it is reaped.
-        reap: Waits for its end and returns its exit code.
-
-    Attributes:
-        struck: We have killed it.
-        without_server: Its server was away for a while.
-        without_disk: The disk was full for a while.
-        asked_to_leave: By a signal, which ends it at once where it has just begun to start.
-        succeeded: After its end its rival had the run for a while.
-    """
-
-    def __init__(self, pid: int, reap: Any) -> None:
-        self.pid = pid
-        self.reap = reap
-        self.struck = False
-        self.without_server = False
-        self.without_disk = False
-        self.asked_to_leave = False
-        self.succeeded = False
-        self._fd = os.pidfd_open(pid)
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
-
-    @property
-    def ended(self) -> bool:
-        """It has ended, and may not be reaped yet."""
-        return self.ended_within(0.0)
-
-    def ended_within(self, seconds: float) -> bool:
-        """Wait for its end."""
-        return bool(self._poll.poll(seconds * 1000))
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal, unless it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._fd, number)
-
-    def limit_files(self, size: int) -> None:
-        """Let no file of its own grow beyond a size."""
-        _, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, hard))
-
-    def close(self) -> None:
-        """Forget it."""
-        os.close(self._fd)

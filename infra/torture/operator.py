@@ -155,6 +155,11 @@ class Operator(threading.Thread):
 
         return self._retry(count)
 
+    def all_finished(self) -> bool:
+        """Everything that was sent to the run is answered, and none of it is left."""
+        self._read()
+        return self._all_answered() and not self.pending(self._streams.control(self._run))
+
     # Steering
 
     def _steer_by_the_step(self) -> None:
@@ -184,8 +189,8 @@ class Operator(threading.Thread):
                 if chance.random() < 0.5:
                     self._send(go_on(f"go-on-{next(numbers)}"))
         self._send(go_on("go-on-last"))
-        self._await(self._all_answered)
-        self._await(lambda: self.status().get("deferred") == [])
+        # Both at once: what frees a run meanwhile has to be answered too, for a STOP goes first.
+        self._await(lambda: self._all_answered() and self.status().get("deferred") == [])
         self.over = True
         self._send(stop(LAST))
 

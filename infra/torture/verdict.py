@@ -8,9 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from infra.torture.lives import Run
 from infra.torture.operator import Operator, own_signal
 from infra.torture.orders import INITIAL, TRAPPED
+from infra.torture.run import Run
 from tolaria_bus.leyline import (
     BusEnvelope,
     BusMessageType,
@@ -23,6 +23,7 @@ from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.oona.sealing import PAYLOAD
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.oona.streams import Streams
+from tolaria_bus.safety.emergency import ROLLBACK_FAILED
 from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointCorrupt, CheckpointStore
 from tolaria_bus.tolaria.recovery.journal import read_records
@@ -203,7 +204,9 @@ def _signals(finished: Finished) -> Counter[str]:
     """The emergency signals of a run's own."""
     found: Counter[str] = Counter()
     for fields in _fields(finished, STREAMS.emergency):
-        if (signal := own_signal(fields, finished.run.name)) is not None:
+        signal = own_signal(fields, finished.run.name)
+        # A full disk, say, is a cause in the one run and not in the other.
+        if signal is not None and signal.attributes["cause"] in ("", ROLLBACK_FAILED):
             found[f"{short_name(EmergencyLevel, signal.level)}: {signal.reason}"] += 1
     return found
 

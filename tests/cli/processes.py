@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-SECONDS = 20.0
+SECONDS = 120.0
 """Until a line that is expected must be there, on a busy machine."""
 
 

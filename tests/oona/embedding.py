@@ -67,6 +67,6 @@ def ended(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([process], [], [], 10)[0])
+        return bool(select.select([process], [], [], 60)[0])
     finally:
         os.close(process)

@@ -33,7 +33,7 @@ WARM_UP = 1_000
 WINDOW = 2_000
 """Entries at either end whose memory is compared."""
 BEAT = 0.005  # seconds
-LIMIT = 120.0  # seconds for one chunk: much longer than it takes
+LIMIT = 300.0  # seconds for one chunk: much longer than it takes
 
 
 @dataclass

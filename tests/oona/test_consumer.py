@@ -223,14 +223,13 @@ async def test_stop_lets_others_have_what_was_not_handed_over(redis: Redis, redi
 
 
 async def test_stop_doesnt_wait_for_a_blocking_read(redis: Redis, redis_url: str):
-    block = timedelta(seconds=30)
     async with (
-        consumer(redis_url, block=block) as made,
+        consumer(redis_url, block=timedelta(hours=1)) as made,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(made.run, Inbox())
         await anyio.sleep(0.05)
-        with anyio.fail_after(2):
+        with anyio.fail_after(SOON):
             await made.stop()
 
 

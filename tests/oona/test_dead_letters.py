@@ -59,6 +59,7 @@ def bad_entries() -> dict[str, tuple[dict[Any, Any], str]]:
         "rubbish": ({"payload": b"\xff\xff\xff"}, "malformed"),
         "no fields that mean anything": ({"hello": "world"}, "malformed"),
         "too large": ({"payload": bytes(MAX_MESSAGE_BYTES + 1)}, "oversize"),
+        "of ten megabytes": ({"payload": bytes(10 * MAX_MESSAGE_BYTES)}, "oversize"),
         "unsigned": (sealed(UNSIGNED), "signature"),
         "signed with another secret": (sealed(OTHER), "signature"),
         "by hand where signing is on": ({"json": '{"commandType": "PAUSE"}'}, "signature"),

@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 from redis.asyncio import Redis
 
-from tests.oona.bus import CONTROL, STREAMS, Events, Inbox, command, consuming, entries, send
+from tests.oona.bus import CONTROL, SOON, STREAMS, Events, Inbox, command, consuming, entries, send
 from tolaria_bus.oona.dead_letters import PART_BYTES, build
 from tolaria_bus.oona.letter_limit import LETTER_BYTES, LetterLimit
 from tolaria_bus.oona.scripts import Entry
@@ -108,7 +108,7 @@ async def test_a_flood_of_rubbish_leaves_the_server_a_bounded_stream(redis: Redi
             await redis.xadd(CONTROL, rubbish)
         await send(redis, CONTROL, command("after it"))
         await inbox.wait_for(1)
-        with anyio.fail_after(30):
+        with anyio.fail_after(SOON):
             while len(events.of("dead_letter")) < 40:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         assert running.dead == {"malformed": 40}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from tests.oona.bus import CONTROL, Events, Inbox, command, consuming, finished, send, until
+from tests.oona.bus import CONTROL, SOON, Events, Inbox, command, consuming, finished, send, until
 from tolaria_bus.leyline.codec import MAX_MESSAGE_BYTES
 from tolaria_bus.oona.opening import Refused
 from tolaria_bus.oona.portion import BATCH, READ_BYTES, Portion
@@ -77,7 +77,7 @@ async def test_a_handler_that_keeps_large_entries_isnt_given_more_than_fits(
     async with consuming(redis_url, keep) as running:
         most = 0
         taken = 0
-        with anyio.fail_after(30):
+        with anyio.fail_after(SOON):
             while taken < sent:
                 await anyio.sleep(0.02)
                 before = running.in_flight.large_bytes

@@ -1,7 +1,6 @@
 """What is put into the outbox arrives, in order, in few round trips, alerts first."""
 
 import threading
-import time
 from datetime import timedelta
 
 import anyio
@@ -90,13 +89,9 @@ async def test_an_alert_doesnt_wait_for_bulk(redis: Redis, redis_url: str):
         outbox.put(metric(n), stream=TELEMETRY, priority=LOW)
     async with publishing(redis_url, outbox) as publisher:
         await until(lambda: 0 < outbox.depth < 19_000)
-        start = time.monotonic()
         outbox.put(alert("a"), stream=EMERGENCY, priority=CRITICAL)
-        with anyio.fail_after(SOON):
-            await redis.xread({EMERGENCY: "0"}, block=5000)
-        waited = time.monotonic() - start
-        assert outbox.depth > 0
-        assert waited < 0.5
+        assert await redis.xread({EMERGENCY: "0"}, block=int(SOON * 1000))
+        assert outbox.depth > 0, "bulk that was there before isn't through yet"
         await drained(publisher)
 
 
@@ -188,9 +183,9 @@ async def test_folded_alerts_are_sent_at_the_windows_end(redis: Redis, redis_url
         for step in range(100):
             outbox.put(alert("spike", step), stream=EMERGENCY, priority=HIGH)
         with anyio.fail_after(SOON):
-            await redis.xread({EMERGENCY: "0"}, block=5000)
+            await redis.xread({EMERGENCY: "0"}, block=50_000)
             ((first, _),) = await entries(redis, EMERGENCY)
-            await redis.xread({EMERGENCY: first}, block=5000)
+            await redis.xread({EMERGENCY: first}, block=50_000)
     found = [(packet.global_step, packet.folded) for packet in await messages(redis, EMERGENCY)]
     assert found == [(0, 0), (99, 99)]
 

@@ -10,7 +10,17 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from tests.oona.bus import CONTROL, EMERGENCY, RUN, STREAMS, TELEMETRY, Events, entries, pending
+from tests.oona.bus import (
+    CONTROL,
+    EMERGENCY,
+    RUN,
+    SOON,
+    STREAMS,
+    TELEMETRY,
+    Events,
+    entries,
+    pending,
+)
 from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.retention import Janitor, Retention, retentions
 from tolaria_bus.oona.streams import groups_of, hash_tag
@@ -172,7 +182,7 @@ async def test_a_foreign_group_lives_by_reading(redis: Redis):
     before = await now_ms(redis)
     await janitor(redis).round()
     assert await groups(redis) == {"foreign"}
-    assert int((await knows(redis))["lease:foreign"]) >= before - 10_000
+    assert int((await knows(redis))["lease:foreign"]) >= before - 600_000
 
 
 async def test_a_consumer_that_asks_no_more_doesnt_keep_its_group_alive(redis: Redis):
@@ -182,7 +192,7 @@ async def test_a_consumer_that_asks_no_more_doesnt_keep_its_group_alive(redis: R
     await recall(redis, dead=DAY)
     events = Events()
     short = janitor(redis, lease=timedelta(milliseconds=1), events=events)
-    with anyio.fail_after(10):
+    with anyio.fail_after(SOON):
         while not events.of("group_removed"):
             await short.round()
     (told,) = events.of("group_removed")
@@ -461,7 +471,7 @@ async def test_it_goes_round_by_itself(redis: Redis):
     await redis.xgroup_create(STATE, "gone", "0", mkstream=True)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(made.run)
-        with anyio.fail_after(10):
+        with anyio.fail_after(SOON):
             while "swept" not in await knows(redis):  # noqa: ASYNC110
                 await anyio.sleep(0.005)
             await recall(redis, gone=8 * DAY)

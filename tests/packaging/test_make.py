@@ -23,7 +23,7 @@ def make(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Comple
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -43,7 +43,8 @@ def test_torch_is_pinned_exactly_and_alone_with_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "extras"), [("runtime.txt", ("examples",)), ("dev.txt", ("examples", "dev"))]
+    ("name", "extras"),
+    [("runtime.txt", ("examples",)), ("dev.txt", ("examples", "aggregators", "dev"))],
 )
 def test_pins_satisfy_what_the_project_asks_for(name: str, extras: tuple[str, ...]) -> None:
     pinned = pins(name)

@@ -32,7 +32,7 @@ Event = tuple[str, dict[str, str]]
 class Shared:
     """A state in memory that a helper can read, and the helper."""
 
-    def __init__(self, silence: float = 60.0) -> None:
+    def __init__(self) -> None:
         self.events: list[Event] = []
         self.memory = SharedMemory()
         self.buffers = TensorBuffers(self.memory.allocate)
@@ -41,7 +41,6 @@ class Shared:
             self.memory.find,
             lambda name, details: self.events.append((name, details)),
             helped_from=0,
-            silence_seconds=silence,
         )
 
     def store(self, folder: Path) -> CheckpointStore:
@@ -102,10 +101,13 @@ def test_a_killed_helper_is_told_of_and_another_one_takes_its_place(
 
 
 def test_a_helper_that_hangs_is_given_up(tmp_path: Path) -> None:
-    shared = Shared(silence=0.5)
+    shared = Shared()
     try:
         store = shared.store(tmp_path)
         store.save(checkpoint_name(1, 1, 1), shared.buffers.tensors, {})
+        # Only now: it may have taken its time to start.
+        assert shared.helper._link is not None
+        shared.helper._link.settimeout(0.5)
         stopped = psutil.Process(shared.pid())
         stopped.suspend()
         name = store.save(checkpoint_name(2, 1, 2), shared.buffers.tensors, {})

@@ -76,7 +76,7 @@ def test_epochs_that_end_too_slowly_lead_to_conservative_mode_and_quick_ones_out
     assert slow.train().mode == "conservative"
     assert slow.outcome("g").code == "conservative"
     assert [alert.split(":")[0] for alert in alerts_of(slow)] == ["breaker", "conservative_mode"]
-    assert decisions(slow) == ["breaker", "conservative"]
+    assert decisions(slow) == ["breaker", "conservative", "emergency"]
     # Nobody decides again what the journal has; six good epochs, and all is as before.
     quick = make_run(epochs=12)
     assert quick.train().mode == "running"
@@ -84,7 +84,7 @@ def test_epochs_that_end_too_slowly_lead_to_conservative_mode_and_quick_ones_out
         " open → half_open", " half_open → closed",
     ]  # fmt: skip
     assert decisions(quick) == [
-        "breaker", "conservative", "breaker", "breaker", "conservative",
+        "breaker", "conservative", "emergency", "breaker", "breaker", "conservative",
     ]  # fmt: skip
 
 

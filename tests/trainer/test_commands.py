@@ -173,7 +173,13 @@ def test_a_deadline_that_has_passed_expires_the_command(make_run) -> None:
             "no_checkpoint",
             "77",
         ),
-        ('{"commandId": "x", "commandType": "PROFILE"}', "unsupported", "PROFILE"),
+        ('{"commandId": "x", "commandType": "UNKNOWN"}', "unsupported", "UNKNOWN"),
+        ('{"commandId": "x", "commandType": "PROFILE"}', "bad_payload", "must be profile"),
+        (
+            '{"commandId": "x", "commandType": "PROFILE", "profile": {"steps": 10001}}',
+            "out_of_range",
+            "steps = 10001: must be 1 to 10000",
+        ),
         (
             '{"commandId": "x", "commandType": "CANCEL", "cancel": {"commandId": "zz"}}',
             "unknown_command",

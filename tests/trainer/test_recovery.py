@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,27 +10,12 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
-from tolaria_bus.leyline import CommandOutcome, SystemStatePacket
+from tests.trainer.lives import Power
+from tolaria_bus.leyline import CommandOutcome, EmergencyLevel, SystemStatePacket
 from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 from tolaria_bus.tolaria.recovery.journal import read_records
 
 TOTAL = 4 * STEPS_PER_EPOCH
-
-
-class Power:
-    """Copies the run's folder at a moment: what a disk holds when the power goes right there."""
-
-    def __init__(self, source: Path, copy: Path) -> None:
-        self.source = source
-        self.copy = copy
-
-    def fails(self) -> None:
-        while not self.copy.exists():
-            try:
-                shutil.copytree(self.source, self.copy, ignore=shutil.ignore_patterns("*.tmp"))
-            except (shutil.Error, FileNotFoundError):
-                # Retention took a checkpoint away meanwhile: such a disk has never been.
-                shutil.rmtree(self.copy, ignore_errors=True)
 
 
 class FailsAtOutcome(RecordingOutbound):
@@ -323,12 +306,13 @@ def test_a_loss_that_stays_bad_halts_the_run_instead_of_looping(make_run) -> Non
     class Stops(RecordingOutbound):
         def emergency(self, signal) -> None:
             super().emergency(signal)
-            run.mailbox.request_stop("signal")
+            if signal.level == EmergencyLevel.EMERGENCY_LEVEL_HALT:
+                run.mailbox.request_stop("signal")
 
     run.outbound = Stops()
     summary = run.train()
     assert summary.mode == "halted"
-    assert "didn't help" in run.outbound.signals[0].reason
+    assert "didn't help" in run.outbound.signals[-1].reason
     assert summary.timeline == 3
 
 

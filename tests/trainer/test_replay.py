@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
-from tests.trainer.test_recovery import Explodes, FailsAtOutcome, FailsAtState, Power, steer
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import Explodes, FailsAtOutcome, FailsAtState, steer
 from tests.trainer.test_seeds import Slotted, live
 from tolaria_bus.leyline import CheckpointSaved, JournalRecord
 from tolaria_bus.settings import load
@@ -160,6 +161,18 @@ def test_an_automatic_rollback_is_taken_from_the_journal_and_not_decided_again(
     repeated = again(run.path, job=Moons())
     assert repeated.same_bits
     assert repeated.run.timeline == 2
+
+
+def test_an_emergencys_levels_are_taken_from_the_journal_and_not_decided_again(
+    make_run, again: Again
+) -> None:
+    run = make_run(job=Explodes(times=3), epochs=6, rollback_limit=9, emergency_clean_steps=20)
+    recorded = run.train()
+    assert {"conservative_mode", "emergency_eased"} <= set(run.events())
+    assert recorded.mode == "running"
+    repeated = again(run.path, job=Moons())
+    assert repeated.same_bits
+    assert repeated.run.mode == "running"
 
 
 def test_pauses_halts_and_stops_take_no_time(make_run, again: Again) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tests.trainer.lives import Poisoned
-from tolaria_bus.leyline import CommandOutcome, JournalRecord, TelemetryPacket
+from tolaria_bus.leyline import CommandOutcome, EmergencyLevel, JournalRecord, TelemetryPacket
+from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
@@ -286,14 +287,16 @@ def test_each_in_a_row_goes_further_back_with_a_lower_rate_and_the_last_halts(ma
     class Stops(RecordingOutbound):
         def emergency(self, signal: Any) -> None:
             super().emergency(signal)
-            run.mailbox.request_stop("signal")
+            if signal.level == EmergencyLevel.EMERGENCY_LEVEL_HALT:
+                run.mailbox.request_stop("signal")
 
     run.outbound = Stops()
     summary = run.train()
     assert [item.cut.target_step for item in cuts(run)] == [24, 16, 8]
     assert [item.cut.lr_factor for item in cuts(run)] == [0.5, 0.25, 0.125]
     assert (summary.mode, summary.steps, summary.timeline) == ("halted", 8, 4)
-    assert len(run.outbound.signals) == 1
+    levels = [short_name(EmergencyLevel, signal.level) for signal in run.outbound.signals]
+    assert levels == ["ELEVATED", "CONSERVATIVE", "HALT"]
     # It stays halted.
     again = make_run(job=Moons(), rollback_limit=3)
     again.mailbox.request_stop("signal")
@@ -400,7 +403,8 @@ def test_a_halt_with_a_bad_loss_saves_the_last_state_that_is_known_to_be_good(ma
     class Stops(RecordingOutbound):
         def emergency(self, signal: Any) -> None:
             super().emergency(signal)
-            run.mailbox.request_stop("signal")
+            if signal.level == EmergencyLevel.EMERGENCY_LEVEL_HALT:
+                run.mailbox.request_stop("signal")
 
     run.outbound = Stops()
     run.train()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
-from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
 from tolaria_bus.kasmina import Garden, Limits
 from tolaria_bus.leyline import SeedLifecycleStage as Stage
 from tolaria_bus.tolaria.engine.job import JobError
@@ -207,7 +208,8 @@ def test_a_seed_whose_side_pass_raises_is_culled_with_an_alert_and_the_host_goes
     )
     assert summary.weights_sha256 == make_run("plain").train().weights_sha256
     decisions = [r for r in read_records(run.path) if r.HasField("decision")]
-    assert [(r.decision.kind, r.step) for r in decisions] == [("seed_failed", 8)]
+    kinds = [(r.decision.kind, r.step) for r in decisions]
+    assert kinds == [("seed_failed", 8), ("emergency", 8)]
     # Recovery takes the decision from the journal, though its own pass doesn't fail.
     again = make_run("copy")
     assert again.train().weights_sha256 == summary.weights_sha256

@@ -25,7 +25,9 @@ import ctypes
 import threading
 import time
 from pathlib import Path
+import torch
 from tiny import Tiny
+from torch.utils.data import Dataset
 from tolaria_bus.safety import SignalView
 from tolaria_bus.tolaria.control import deadlines
 
@@ -78,13 +80,47 @@ class Rolls(Tiny):
         return super().loss(model, batch)
 
 
+class Slowly(Dataset):
+    # Its storage goes away in the middle of the second epoch, once.
+    def __init__(self, data):
+        self.data, self.reads = data, 0
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == 1000 and not Path("was_away").exists():
+            Path("was_away").touch()
+            threading.Event().wait()
+        return self.data[index]
+
+
+class Loads(Tiny):
+    epochs = 4
+
+    def train_data(self):
+        return Slowly(super().train_data())
+
+
+class Greedy(Tiny):
+    epochs, steps = 4, 0
+
+    def loss(self, model, batch):
+        self.steps += 1
+        if self.steps == 70 and not Path("was_greedy").exists():
+            Path("was_greedy").touch()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return super().loss(model, batch)
+
+
 class Bad(Tiny):
     def loss(self, model, batch):
         raise ValueError("this loss never works")
 """
 FLEET = """
 [settings]
-hang_seconds = 4
+hang_seconds = 6
 restart_seconds = 0.1
 # An endless run learns its few samples by heart; then the next odd batch looks like a spike.
 loss_spike_factor = 1000000
@@ -103,6 +139,14 @@ settings = { restart_limit = 0 }
 [[worker]]
 job = "faulty.py:Stuck"
 run = "stuck"
+
+[[worker]]
+job = "faulty.py:Loads"
+run = "loads"
+
+[[worker]]
+job = "faulty.py:Greedy"
+run = "greedy"
 
 [[worker]]
 job = "faulty.py:Grip"
@@ -143,7 +187,7 @@ class Fleet:
         found = re.search(r"http://127\.0\.0\.1:\d+", self.process.log.read_text())
         assert found is not None
         try:
-            with urllib.request.urlopen(f"{found[0]}/{page}", timeout=10) as answer:
+            with urllib.request.urlopen(f"{found[0]}/{page}", timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -201,6 +245,29 @@ async def test_a_deadlock_in_the_users_loss_is_found_shown_and_got_over(
     assert await wait_for(lambda: noted(stream, "stuck", "worker_finished"))
     with fleet.view("stuck") as view:
         assert (view.state, view.step) == (WorkerState.FINISHED, 300)
+
+
+@pytest.mark.slow
+async def test_a_loader_that_hangs_is_found_shown_and_got_over(fleet: Fleet, stream: Redis) -> None:
+    (hung,) = await wait_for(lambda: alerts(stream, "loads", "worker_hung"))
+    assert hung.attributes["cause"] == "training"
+    assert re.search(r'faulty\.py", line \d+ in __getitem__', hung.attributes["stack"])
+    assert await wait_for(lambda: noted(stream, "loads", "worker_finished"))
+    with fleet.view("loads") as view:
+        assert (view.state, view.step) == (WorkerState.FINISHED, 200)
+
+
+@pytest.mark.slow
+async def test_a_worker_without_memory_says_so_and_goes_on_from_where_it_was(
+    fleet: Fleet, stream: Redis
+) -> None:
+    (failed,) = await wait_for(lambda: alerts(stream, "greedy", "training_failed"))
+    assert "out of memory" in failed.description
+    (died,) = await wait_for(lambda: alerts(stream, "greedy", "worker_died"))
+    assert died.attributes["how"] == "exit code 2"
+    assert await wait_for(lambda: noted(stream, "greedy", "worker_finished"))
+    with fleet.view("greedy") as view:
+        assert (view.state, view.step) == (WorkerState.FINISHED, 200)
 
 
 @pytest.mark.slow
@@ -265,7 +332,7 @@ async def test_a_killed_worker_goes_on_and_a_paused_one_is_left_alone(
     (died,) = await wait_for(lambda: alerts(stream, "steady", "worker_died"))
     assert died.attributes["how"] == "SIGKILL"
     await fleet.at_work("steady", after=before)
-    words = ("send", "pause", "--run", "steady", "--redis", fleet.url, "--wait", "60")
+    words = ("send", "pause", "--run", "steady", "--redis", fleet.url, "--wait", "120")
     fleet.terminal.run(*words)
 
     async def quiet() -> bool:
@@ -273,7 +340,7 @@ async def test_a_killed_worker_goes_on_and_a_paused_one_is_left_alone(
         paused = 'weatherlight_worker_state{run="steady",state="paused"} 1.0' in page
         with fleet.view("steady") as view:
             # Longer than makes a worker hang that isn't paused.
-            return paused and view.beat_ns - view.progress_ns > 6 * 10**9
+            return paused and view.beat_ns - view.progress_ns > 8 * 10**9
 
     assert await wait_for(quiet)
     assert await alerts(stream, "steady", "worker_hung") == []

@@ -18,6 +18,7 @@ from tests.recovery.records import started
 from tolaria_bus.leyline import EmergencyLevel, EmergencySignal
 from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.sealing import seal
+from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.settings import load
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
@@ -28,12 +29,14 @@ MANY = 1000
 
 
 @asynccontextmanager
-async def bus(url: str, path: Path, mailbox: Mailbox) -> AsyncIterator[Bus]:
+async def bus(
+    url: str, path: Path, mailbox: Mailbox, ring: KeyRing = UNSIGNED
+) -> AsyncIterator[Bus]:
     """The bus side of a worker; it isn't drained at the end."""
     folder = RunFolder.open(path)
     settings, _ = load()
     try:
-        async with Bus(url, RUN, folder, settings, UNSIGNED, mailbox) as made:
+        async with Bus(url, RUN, folder, settings, ring, mailbox) as made:
             folder.write(started())
             yield made
     finally:

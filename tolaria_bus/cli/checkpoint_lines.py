@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from tolaria_bus.cli.amounts import size
 from tolaria_bus.cli.render import local_time
 from tolaria_bus.cli.style import Part, paint
 from tolaria_bus.tolaria.recovery.checkpoint_view import SeenCheckpoint
@@ -79,16 +80,6 @@ def as_json(seen: SeenCheckpoint, *, whole: bool = False) -> str:
             written["tensors"] = [asdict(entry) for entry in seen.manifest.file.tensors]
             written["meta"] = _finite(seen.manifest.meta)
     return orjson.dumps(written).decode()
-
-
-def size(count: int) -> str:
-    """``4.2 MB``; a thousand to the next unit."""
-    amount, unit = float(count), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 1000:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.3g} {unit}"
 
 
 def _head(seen: SeenCheckpoint) -> list[Part]:

@@ -14,11 +14,11 @@ from typing import Final
 import anyio
 import orjson
 
-from tolaria_bus.cli.deliver import user_name
 from tolaria_bus.cli.dlq_place import Choice, Opened, opened
 from tolaria_bus.cli.leaving import interrupt_at_once
 from tolaria_bus.cli.letter_lines import counts, what
 from tolaria_bus.cli.style import Part, Style, paint, wants_colour
+from tolaria_bus.cli.who import user_name
 from tolaria_bus.cli.words import ComposeError
 from tolaria_bus.leyline.codec import MAX_MESSAGE_BYTES
 from tolaria_bus.oona.letters import Found

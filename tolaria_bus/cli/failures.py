@@ -40,6 +40,7 @@ _KNOWN: Final = (
 """Module and class. A module that isn't loaded can't have raised anything, so none is imported."""
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_OURS: Final = frozenset({errno.EROFS, errno.EACCES})
 
 
 def one_line(error: BaseException) -> str | None:
@@ -52,6 +53,8 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return f"no room on the disk: {where}{os.strerror(error.errno)}"
+    if isinstance(error, OSError) and error.errno in _NOT_OURS and error.filename:
+        return f"{os.fsdecode(error.filename)}: {os.strerror(error.errno)}"
     if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         return one_line(error.exceptions[0])
     return None

@@ -33,10 +33,9 @@ def policy(
 
     Example: policy heuristic --run digits patience=6 grow=false
     """
-    from tolaria_bus.cli.deliver import user_name
     from tolaria_bus.cli.follow import BLOCK, reach
     from tolaria_bus.cli.locate import Asked, locate, only_run
-    from tolaria_bus.cli.who import live_runs
+    from tolaria_bus.cli.who import live_runs, user_name
     from tolaria_bus.cli.words import ComposeError, assignments
     from tolaria_bus.configured import key_ring
     from tolaria_bus.leyline import PolicyUpdate

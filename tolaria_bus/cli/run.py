@@ -49,6 +49,12 @@ ReplayOf = Annotated[
         help="Repeat the run of this id or folder from its journal, without a bus.",
     ),
 ]
+Profile = Annotated[
+    int | None,
+    typer.Option(
+        "--profile", min=1, max=10_000, metavar="N", help="Record a trace of the first N steps."
+    ),
+]
 New = Annotated[bool, typer.Option("--new", help="Begin anew a run that the server knows already.")]
 
 
@@ -68,6 +74,7 @@ def run(
     seed: Seed = None,
     summary: Summary = None,
     assignments: Assignments = None,
+    profile: Profile = None,
     new: New = False,
     replay: ReplayOf = None,
 ) -> None:
@@ -84,7 +91,8 @@ def run(
     if replay is not None:
         from tolaria_bus.cli.replaying import repeat
 
-        given = {"--run": run_id is not None, "--redis": redis is not None, "--new": new}
+        given = {"--run": run_id is not None, "--redis": redis is not None, "--new": new,
+                 "--profile": profile is not None}  # fmt: skip
         raise typer.Exit(
             repeat(
                 job,
@@ -113,6 +121,7 @@ def run(
             run_dir=run_dir,
             redis_url=redis,
             seed=seed,
+            profile_steps=profile,
         )
     )
 
@@ -130,6 +139,7 @@ def worker(
     seed: Seed = None,
     summary: Summary = None,
     assignments: Assignments = None,
+    profile: Profile = None,
     new: New = False,
 ) -> None:
     """Train a job as a consumer of a server that runs already; logs are JSON lines.
@@ -151,6 +161,7 @@ def worker(
             run_dir=run_dir,
             redis_url=redis,
             seed=seed,
+            profile_steps=profile,
         )
     )
 

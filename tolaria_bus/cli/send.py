@@ -129,6 +129,25 @@ def seed(
     return compose.seed(operation, words or [], seed_id=seed_id, slot=slot, blueprint=blueprint)
 
 
+def prune(
+    target: Annotated[str, typer.Argument(metavar="LAYER", help="Its path in the model, as body.")],
+    fraction: Annotated[
+        float, typer.Argument(metavar="FRACTION", help="Of its channels: above 0, below 1.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PARAMETER=VALUE]...", show_default=False),
+    ] = None,
+) -> AdaptationCommand:
+    """Remove a layer's least important channels, with all that they go into.
+
+    Refused if the held-out loss would be higher by over impact (0.05, a share of it).
+
+    Example: send prune body 0.25 impact=0.02
+    """
+    return compose.prune(target, fraction, words or [])
+
+
 def emergency(
     level: Annotated[
         str, typer.Argument(metavar="LEVEL", help="notice, elevated, conservative or halt.")
@@ -137,14 +156,18 @@ def emergency(
         str | None,
         typer.Option(
             metavar="SCOPE",
-            help="Which other runs obey the broadcast: self (none; default), run, pattern, all.",
+            help="Who obeys: run (the one that is sent to; default), pattern (see --runs), all.",
         ),
     ] = None,
     runs: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Ids of runs that obey, as exp-*.")
     ] = None,
 ) -> AdaptationCommand:
-    """Raise an emergency in the run. HALT holds it until it is resumed."""
+    """Raise an emergency: in a run, or by a broadcast in all that match. HALT holds until RESUME.
+
+    Examples: send emergency halt --run exp-1 --reason smoke,
+    send emergency halt --scope pattern --runs 'exp-*' --reason 'the cooling fails'
+    """
     return compose.emergency(level, scope=scope, runs=runs)
 
 
@@ -188,6 +211,7 @@ _WORDS: Final[tuple[Callable[..., AdaptationCommand], ...]] = (
     lr,
     optimizer,
     seed,
+    prune,
     emergency,
     breaker,
     profile,
@@ -208,7 +232,7 @@ def build() -> Any:
 
 
 def _build_one(name: str, words: Callable[..., AdaptationCommand]) -> Any:
-    return command(sends(words, _send), name)
+    return command(sends(words, _send_words), name)
 
 
 def _json(
@@ -237,6 +261,13 @@ def _before(context: typer.Context, json: str | None, **given: Any) -> None:
     if json is not None:
         context.fail(f"--json is a whole command; leave out {context.invoked_subcommand!r}")
     context.obj = said
+
+
+def _send_words(composed: AdaptationCommand, given: Sending) -> int:
+    from tolaria_bus.cli.broadcast import broadcast, is_broadcast
+
+    # A whole command, written as JSON, is for a run, which then tells the others.
+    return (broadcast if is_broadcast(composed) else _send)(composed, given)
 
 
 def _send(composed: AdaptationCommand, given: Sending) -> int:

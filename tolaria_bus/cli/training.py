@@ -76,17 +76,17 @@ def write_summary(path: Path, summary: RunSummary | ReplaySummary) -> None:
     scratch.replace(path)
 
 
-def check_writable(path: Path) -> None:
-    """See before hours of training whether a summary could be written there.
+def check_writable(path: Path, option: str = "--summary") -> None:
+    """See before hours of training whether a file could be written there.
 
     Raises:
         SettingError: It couldn't.
     """
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise SettingError(f"--summary {path}: the folder {folder} doesn't exist")
+        raise SettingError(f"{option} {path}: the folder {folder} doesn't exist")
     if path.is_dir() or not os.access(folder, os.W_OK):
-        raise SettingError(f"--summary {path}: can't be written there")
+        raise SettingError(f"{option} {path}: can't be written there")
 
 
 def _work(

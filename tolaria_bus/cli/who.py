@@ -1,7 +1,9 @@
-"""Which runs a server knows, and which of them somebody works on."""
+"""Who there is: runs that a server knows, those that somebody works on, and us."""
 
 from __future__ import annotations
 
+import getpass
+import os
 from typing import Any
 
 from redis.asyncio import Redis
@@ -27,3 +29,12 @@ async def live_runs(client: Redis, streams: Streams) -> list[str]:
         pipe.exists(streams.lease(name))
     held = await pipe.execute() if names else []
     return [name for name, count in zip(names, held, strict=True) if count]
+
+
+def user_name() -> str:
+    """Who is at the keyboard, as far as the system knows."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        # A container's user often has no name.
+        return f"uid-{os.getuid()}"

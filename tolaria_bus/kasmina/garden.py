@@ -20,11 +20,12 @@ from tolaria_bus.kasmina.blend import ramp, task_weight
 from tolaria_bus.kasmina.errors import SeedRefused
 from tolaria_bus.kasmina.folding import can_fold, fold
 from tolaria_bus.kasmina.gates import GateReading, Limits
-from tolaria_bus.kasmina.lifecycle import TRANSITIONS, operation_name, refuse
+from tolaria_bus.kasmina.lifecycle import TASKS, TRANSITIONS, operation_name, refuse
 from tolaria_bus.kasmina.measuring import measure
 from tolaria_bus.kasmina.operations import Moment
 from tolaria_bus.kasmina.places import BehindModule, Places, SlotShape
 from tolaria_bus.kasmina.planting import Planting, first_free, free
+from tolaria_bus.kasmina.probe import Probe
 from tolaria_bus.kasmina.pruning import Pruned, PruningPlan, Shapes
 from tolaria_bus.kasmina.records import (
     Germinated,
@@ -60,6 +61,7 @@ class Garden:
         registry: Which parameter belongs to whom.
         next_step: ``advance`` has something to do once so many steps are done.
         side: The seeds that learn on the side now.
+        tasks: The seeds from BLENDING on that aren't the host's.
 
     Raises:
         ValueError: ``slots`` names what can't be one.
@@ -74,6 +76,7 @@ class Garden:
     ) -> None:
         self.next_step = NEVER
         self.side: tuple[str, ...] = ()
+        self.tasks: tuple[str, ...] = ()
         self._model = model
         self._limits = limits or Limits()
         self._places = Places(model, slots)
@@ -278,6 +281,21 @@ class Garden:
         place = self._places.at(self._seeds[seed_id].slot)
         learn(self._model, place, loss, self._health[seed_id])
 
+    def attribute_batch(self, batch: Any) -> Tensor | Mapping[str, Tensor] | None:
+        """Return whose a batch's samples are; here None, as only the probe can tell.
+
+        For a subclass that knows: see :class:`~tolaria_bus.kasmina.protocol.Kasmina`.
+        """
+        del batch
+        return None
+
+    def probe(self) -> Probe:
+        """Return the probe of the seeds in ``tasks``, for one forward pass."""
+        grafts = {
+            seed_id: self._places.at(self._seeds[seed_id].slot).graft for seed_id in self.tasks
+        }
+        return Probe({seed_id: graft for seed_id, graft in grafts.items() if graft is not None})
+
     def terminate(self) -> tuple[Transition, ...]:
         """The run is over: FOSSILIZED seeds, a part of the host for good, are TERMINATED."""
         passed: list[Transition] = []
@@ -443,6 +461,7 @@ class Garden:
         """Note who learns on the side, and when ``advance`` is next needed."""
         seeds = self._seeds.values()
         self.side = tuple(s.seed_id for s in seeds if s.stage == Stage.SEED_STAGE_TRAINING)
+        self.tasks = tuple(s.seed_id for s in seeds if s.stage in TASKS)
         self.next_step = min((_due(seed) for seed in seeds), default=NEVER)
 
     def _written(self, record: SeedRecord) -> SeedRecord:

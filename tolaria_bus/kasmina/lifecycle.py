@@ -50,6 +50,15 @@ TRANSITIONS: Mapping[Stage.ValueType, Mapping[Operation.ValueType, Stage.ValueTy
     Stage.SEED_STAGE_TERMINATED: {},
 }
 
+TASKS = frozenset(
+    {
+        Stage.SEED_STAGE_BLENDING,
+        Stage.SEED_STAGE_SHADOWING,
+        Stage.SEED_STAGE_PROBATIONARY,
+    }
+)
+"""Stages in which a seed is in the output and not the host's yet: a task of its own."""
+
 # What follows without an operation.
 AUTOMATIC: Mapping[Stage.ValueType, Stage.ValueType] = {
     Stage.SEED_STAGE_CULLED: Stage.SEED_STAGE_EMBARGOED,

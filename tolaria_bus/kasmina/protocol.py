@@ -1,7 +1,8 @@
 """What a run asks of whoever owns its seeds. :class:`~tolaria_bus.kasmina.garden.Garden` is one.
 
 A job may bring its own: ``kasmina(model)`` returns it. Everything is called on the training
-thread, at fences, but for ``learn``, which is called within a step. Whatever decides about the
+thread, at fences, but for ``learn``, ``attribute_batch`` and ``probe``, which are called within a
+step, and must not wait for the device. Whatever decides about the
 model's weights or structure must follow from the model, the arguments and what ``structure`` wrote
 down, and must draw from no global random generator: a run that is recovered or replayed calls the
 same methods with the same arguments and must come to the same bits.
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from tolaria_bus.kasmina.operations import Moment
+from tolaria_bus.kasmina.probe import Probe
 from tolaria_bus.kasmina.pruning import Pruned, PruningPlan
 from tolaria_bus.kasmina.records import (
     Germinated,
@@ -36,11 +38,14 @@ class Kasmina(Protocol):
         next_step: ``advance`` has something to do once so many steps are done; compared before
             every step.
         side: The seeds that learn on the side; asked at every step.
+        tasks: The seeds with a part in the host's output that aren't the host's yet, from BLENDING
+            on: each is a task of its own in the gradient. Asked at every step.
     """
 
     registry: Registry
     next_step: int
     side: tuple[str, ...]
+    tasks: tuple[str, ...]
 
     def slots(self) -> list[SlotView]:
         """Return every slot."""
@@ -87,6 +92,19 @@ class Kasmina(Protocol):
 
     def learn(self, seed_id: str, loss: Callable[[], Tensor]) -> None:
         """Give a seed of ``side`` its gradient of one pass; the host must stay as it is."""
+
+    def attribute_batch(self, batch: Any) -> Tensor | Mapping[str, Tensor] | None:
+        """Return whose a batch's samples are, or None: the probe is to tell.
+
+        Called before the forward pass, where the batch carries no attribution of its own.
+
+        Returns:
+            Seed id → share of each sample, shape (samples,); what is left is the host's. Or a
+            tensor of shape (samples, 1 + len(tasks)): the host's, then those of ``tasks``.
+        """
+
+    def probe(self) -> Probe:
+        """Return what measures the attribution of the forward pass that is made in its context."""
 
     def task_weights(self) -> dict[str, float]:
         """Return the weight of each seed's task in the gradient, the host's being 1."""

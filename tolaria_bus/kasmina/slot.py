@@ -45,6 +45,13 @@ class Graft:
         """Set the seed's share of the output, 0 to 1, from the next pass on."""
         self._alpha.fill_(alpha)
 
+    @property
+    def alpha(self) -> Tensor | float:
+        """The seed's share of the output in a pass: a scalar on the device, or 0 or 1."""
+        if self.mode is Mode.BLEND:
+            return self._alpha
+        return 1.0 if self.mode is Mode.WHOLE else 0.0
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return the slot's output for its input, of the same shape and dtype."""
         mode = self.mode

@@ -34,6 +34,7 @@ from tolaria_bus.leyline.v1.command_pb2 import (
 from tolaria_bus.leyline.v1.emergency_pb2 import (
     EmergencyLevel,
     EmergencySignal,
+    EmergencyState,
 )
 from tolaria_bus.leyline.v1.journal_pb2 import (
     CheckpointSaved,
@@ -44,6 +45,7 @@ from tolaria_bus.leyline.v1.journal_pb2 import (
     CommandSource,
     Decision,
     JournalRecord,
+    ModeNote,
     RunMode,
     RunStarted,
     RunStopped,
@@ -68,7 +70,10 @@ from tolaria_bus.leyline.v1.state_pb2 import (
 )
 from tolaria_bus.leyline.v1.telemetry_pb2 import (
     HealthStatus,
+    Histogram,
     MetricPoint,
+    ProfileEntry,
+    ProfileReport,
     SystemHealth,
     TelemetryEvent,
     TelemetryLevel,
@@ -105,15 +110,20 @@ __all__ = [
     "Decision",
     "EmergencyLevel",
     "EmergencySignal",
+    "EmergencyState",
     "FieldReport",
     "FieldReportOutcome",
     "HardwareContext",
     "HealthStatus",
+    "Histogram",
     "JournalRecord",
     "MessagePriority",
     "MetricPoint",
     "MitigationAction",
+    "ModeNote",
     "PolicyUpdate",
+    "ProfileEntry",
+    "ProfileReport",
     "RunMode",
     "RunStarted",
     "RunStopped",

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from tolaria_bus.leyline import DeadLetter
 from tolaria_bus.oona.attempts import Attempts
+from tolaria_bus.oona.claimed import claimed_kind
 from tolaria_bus.oona.dead_letters import begun_key, build, bury, seen_key
 from tolaria_bus.oona.events import OnEvent
 from tolaria_bus.oona.in_flight import InFlight
@@ -29,8 +30,9 @@ _MEND_AT_MOST: Final = 100_000
 class Burying:
     """Writes the dead letters of one consumer.
 
-    Events: ``dead_letter`` (stream, entry_id, reason, detail), ``stream_mended`` (stream,
-    left_behind): an id from the future kept it from going on, ``stream_blocked`` (stream, entries):
+    Events: ``dead_letter`` (stream, entry_id, reason, detail, kind: what the entry claims to be),
+    ``stream_mended`` (stream, left_behind): an id from the future kept it from going on,
+    ``stream_blocked`` (stream, entries):
     the same, but it can't be mended, those of :class:`LetterLimit`, and those of :class:`Attempts`
     for letters that can't be written.
 
@@ -157,6 +159,7 @@ class Burying:
                 "entry_id": letter.entry_id,
                 "reason": letter.reason,
                 "detail": letter.detail,
+                "kind": claimed_kind(letter),
             },
         )
         await self.limit.wrote(letter.ByteSize())

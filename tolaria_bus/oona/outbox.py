@@ -65,6 +65,7 @@ class Outbox:
         depth: Packets put and not yet delivered, those being sent among them.
         shed: How many were refused, by priority.
         by_stream: What was done for each stream.
+        on_alert: Told the message id of what the server has got on the emergency stream.
         unspooled: Durable packets that are in memory only, because the spool was full.
         unreadable: Spool records that are no packets; they stay where they are.
     """
@@ -90,6 +91,7 @@ class Outbox:
         self.depth = 0
         self.shed: dict[MessagePriority.ValueType, int] = {}
         self.by_stream: dict[str, StreamCounts] = defaultdict(StreamCounts)
+        self.on_alert: Callable[[str], None] = lambda message_id: None
         self.unspooled = 0
         self.unreadable = 0
         self._emergency_stream = streams.emergency
@@ -207,6 +209,8 @@ class Outbox:
             counts.latency.observe(self._monotonic() - packet.put_at)
         if self.spool is not None and packet.number is not None:
             self.spool.drop(packet.number)
+        if packet.stream == self._emergency_stream:
+            self.on_alert(packet.message_id)
 
     def leave(self, packet: Packet) -> None:
         """Don't try again in this process; what is in the spool stays for the next one."""

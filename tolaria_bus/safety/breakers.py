@@ -108,6 +108,30 @@ def clock(name: str, *, step: int, epoch: int) -> float:
     return float(step if name in _BY_STEP else epoch)
 
 
+def unit(name: str) -> str:
+    """In what a breaker counts: ``steps`` or ``epochs``."""
+    return "steps" if name in _BY_STEP else "epochs"
+
+
+def prospect(breaker: Breaker, now: float) -> str:
+    """What would close a breaker, in words; of a closed one, nothing.
+
+    Args:
+        breaker: Which.
+        now: See :func:`clock`.
+    """
+    if breaker.state == CircuitBreakerState.CIRCUIT_STATE_CLOSED:
+        return ""
+    by_hand = f"send breaker {breaker.name} closed"
+    if breaker.held:
+        return by_hand
+    needed = breaker.policy.successes
+    if breaker.state == CircuitBreakerState.CIRCUIT_STATE_HALF_OPEN:
+        return f"{needed - breaker.trials} that work, or {by_hand}"
+    left = max(breaker.since + breaker.cool_down - now, 0.0)
+    return f"{needed} that work, tried in {left:.0f} {unit(breaker.name)}, or {by_hand}"
+
+
 def state_name(state: CircuitBreakerState.ValueType) -> str:
     """``closed``, ``open`` or ``half_open``."""
     return short_name(CircuitBreakerState, state).lower()

@@ -61,7 +61,13 @@ class Signals:
         self._last_signal = 0
 
     @classmethod
-    def create(cls, folder: Path, *, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> Self:
+    def create(
+        cls,
+        folder: Path,
+        name: str = layout.NAME,
+        *,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> Self:
         """Take over the block of a run's folder, or make it. Whoever calls this holds the run.
 
         Emergencies that an earlier process left and nobody relayed stay in it.
@@ -69,7 +75,7 @@ class Signals:
         Raises:
             OSError: The file can't be made, or the disk has no room for it.
         """
-        path = folder / layout.NAME
+        path = folder / name
         memory = _usable(path)
         if memory is None:
             memory = _made(path)
@@ -98,6 +104,17 @@ class Signals:
         self._words[layout.FIRST_STEP_WORD] = step
         self._words[layout.PHASE_WORD] = Phase.TRAINING
         self.progress()
+
+    def training(self) -> tuple[float, Phase, bool]:
+        """How the training thread is; for any thread.
+
+        Returns:
+            Seconds since it last got on, what it is doing, and whether it has made a step.
+        """
+        words = self._words
+        quiet = (self._monotonic_ns() - words[layout.PROGRESS_WORD]) / 1e9
+        made = words[layout.STEP_WORD] > words[layout.FIRST_STEP_WORD]
+        return max(quiet, 0.0), Phase(words[layout.PHASE_WORD]), made
 
     def progress(self) -> None:
         """Something else than a step got on: a batch of a validation, say."""

@@ -74,10 +74,11 @@ class SignalView:
 
     Args:
         folder: The run's folder; the block needn't be there yet.
+        name: Of the file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / layout.NAME
+    def __init__(self, folder: Path, name: str = layout.NAME) -> None:
+        self._path = folder / name
         self._memory: mmap.mmap | None = None
         self._words: memoryview | None = None
         self._inode = 0

@@ -29,7 +29,7 @@ from tolaria_bus.tolaria.recovery.environment import differences, environment
 from tolaria_bus.tolaria.recovery.recording import Recording
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
-from tolaria_bus.tolaria.start import pick_device
+from tolaria_bus.tolaria.start import pick_device, step_options
 from tolaria_bus.tolaria.summary import Progress, RunSummary
 from tolaria_bus.tolaria.trainer import Trainer
 
@@ -202,7 +202,7 @@ def _check_job(job: Job, recording: Recording) -> None:
 
 def _check_environment(settings: Settings, recording: Recording) -> bool:
     """Whether everything is as it was at every start of the run."""
-    now = environment(pick_device(settings))
+    now = {**environment(pick_device(settings)), **step_options(settings).changes_numbers()}
     for record in recording.starts:
         before = dict(record.started.environment)
         if changed := differences(before, now):

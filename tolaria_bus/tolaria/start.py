@@ -11,6 +11,8 @@ from torch import nn
 from tolaria_bus.kasmina import Garden, Kasmina
 from tolaria_bus.settings import SettingError, Settings
 from tolaria_bus.tolaria.engine.activation import checkpoint_activations
+from tolaria_bus.tolaria.engine.aggregation import TaskGradients, UnknownHandler
+from tolaria_bus.tolaria.engine.aggregation import find as find_handler
 from tolaria_bus.tolaria.engine.data import ValidationBatches, training_batches
 from tolaria_bus.tolaria.engine.job import Job, build_data, build_model
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
@@ -119,6 +121,42 @@ def make_kasmina(job: Job, model: nn.Module) -> Kasmina:
             f"{', '.join(missing)}"
         )
     return cast("Kasmina", made)
+
+
+def task_gradients(
+    job: Job, settings: Settings, state: TrainingState, device: torch.device
+) -> TaskGradients | None:
+    """What tells seeds apart in the gradient; None where the job gives no losses of samples.
+
+    Raises:
+        SettingError: ``aggregation`` can't be had: by this job, with fp16, or here at all.
+    """
+    wanted = f"setting aggregation = {settings.aggregation!r}"
+    try:
+        handler = find_handler(settings.aggregation)
+    except UnknownHandler as error:
+        raise SettingError(f"{wanted}: {error}") from error
+    if job.sample_losses is None:
+        if handler is not None:
+            raise SettingError(
+                f"{wanted}: job {job.name!r} gives no losses of single samples (a loss with "
+                "reduction='none', or sample_losses), so nothing tells host and seeds apart"
+            )
+        return None
+    if handler is not None and not handler.scales and state.engine.scaler is not None:
+        raise SettingError(
+            f"{wanted}: with fp16 gradients are scaled, which changes what it makes of them; "
+            "allowed with it: none, pcgrad"
+        )
+    return TaskGradients(
+        state.kasmina,
+        state.optimizer,
+        state.model,
+        job.sample_losses,
+        device,
+        state.seed,
+        handler=handler,
+    )
 
 
 def fresh_state(

@@ -21,6 +21,8 @@ class Progress:
     mode: str
     timeline: int
     steps_per_second: float
+    emergency: dict[str, Any] | None = None
+    """Level, cause, reason, by whom, since which step, and at which step the level falls."""
 
 
 @dataclass(frozen=True, slots=True)

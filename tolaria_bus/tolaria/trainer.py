@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from tolaria_bus.leyline import JournalRecord, RunStopped
 from tolaria_bus.safety import Phase, Signals
@@ -17,25 +18,38 @@ from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
+from tolaria_bus.tolaria.control.gradients import ToldGradients
 from tolaria_bus.tolaria.control.handshake import Handshake
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.outcomes import Outcomes
+from tolaria_bus.tolaria.control.phase_metrics import PhaseMetrics
+from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.retelling import tell_newest_answer
 from tolaria_bus.tolaria.control.seeds import SeedWork
+from tolaria_bus.tolaria.control.standing import Standing
 from tolaria_bus.tolaria.control.steering import Steering
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.control.validating import Validating
+from tolaria_bus.tolaria.engine import phases
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.loss_watch import Verdict
+from tolaria_bus.tolaria.engine.phases import PhaseClock
 from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.engine.validation import Validation
+from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
 from tolaria_bus.tolaria.resuming import resume
-from tolaria_bus.tolaria.start import fresh_state, pick_device, plan_length, step_options
+from tolaria_bus.tolaria.start import (
+    fresh_state,
+    pick_device,
+    plan_length,
+    step_options,
+    task_gradients,
+)
 from tolaria_bus.tolaria.summary import Progress, RunSummary
 
 
@@ -79,7 +93,10 @@ class Trainer:
         self._telemetry = Telemetry(
             outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
         )
+        self._phases = PhaseClock()
+        self._phase_metrics = PhaseMetrics(self._phases, self._telemetry, self._device)
         self._side = SideTraining(self.state.kasmina, self.state.model, job.loss)
+        self._tasks = task_gradients(job, settings, self.state, self._device)
         self._step = TrainStep(
             self.state.model,
             job.loss,
@@ -87,9 +104,14 @@ class Trainer:
             self._device,
             self.state.seed,
             self._side,
+            tasks=self._tasks,
             options=step_options(settings),
             state=self.state.engine,
             before_update=self._set_rates,
+            phases=self._phases,
+        )
+        self._told = (
+            None if self._tasks is None else ToldGradients(self._tasks, self.state, self._telemetry)
         )
         self._steering = Steering(
             self.state,
@@ -100,7 +122,7 @@ class Trainer:
             deadline=self._signals.deadline,
             saving=partial(self._signals.phase, Phase.SAVING),
         )
-        validating = Validating(
+        validating = self._validating = Validating(
             job,
             self.state.model,
             held_out,
@@ -110,11 +132,27 @@ class Trainer:
             lambda: bool(mailbox.stop_reason),
         )
         self._seeds = self._steering.seeds = SeedWork(
-            self.state, self._side, folder, self._telemetry, validating.first
+            self.state,
+            self._side,
+            folder,
+            self._telemetry,
+            validating.first,
+            note=self._steering.emergencies.note,
         )
         self._observations = self._steering.observations = Observations(
             run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
         )
+        self._profiling = self._steering.profiling = Profiling(
+            self.state,
+            ProfileFolder(
+                folder.path, keep=settings.profile_keep, max_bytes=settings.profile_max_mb << 20
+            ),
+            self._phases,
+            self._telemetry,
+            self._device,
+        )
+        self._after_crash = folder.unended
+        self._standing = Standing(self.state, folder, lambda: self._profiling.busy)
         self._handshake = self._steering.handshake = Handshake(
             run,
             self.state,
@@ -133,7 +171,7 @@ class Trainer:
             self.state,
             self._device,
             telemetry=self._telemetry,
-            validate=validating.whole,
+            validate=self._validate,
             accept=self._steering.health.check_accuracy,
             describe=self._handshake.describe,
             ask=self._handshake.ask,
@@ -147,6 +185,7 @@ class Trainer:
             run, job, settings, folder, self.state, self._device, self._telemetry
         )
         self._fence = self._begin(mailbox, outbound, wall_ns)
+        self._steering.emergencies.look()
         self._first_step = self.state.step
         self._speed = 0.0
         self._rate = next(iter(self.state.learning_rate.rates().values()), 0.0)
@@ -160,32 +199,47 @@ class Trainer:
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
         kasmina, side, step = state.kasmina, self._side, self._step
-        signals = self._signals
+        signals, enter, profiling = self._signals, self._phases.enter, self._profiling
         steering, cadence = self._steering, self._steering.cadence
         health, checkpoints = steering.health, steering.checkpoints
+        emergencies = steering.emergencies
         try:
             signals.begin(state.step)
+            enter(phases.FENCE)
+            profiling.begin_run(self._settings.profile_steps, after_crash=self._after_crash)
             fence.recovering.finish_contained()
             steering.finish_cuts()
+            self._stand()
             while True:
                 if state.epoch_ends and not fence.recovering.cut_is_next and not held(state.mode):
                     self._end_epoch(state.epoch)
                 if mailbox.waiting or state.step >= fence.next_step:
+                    enter(phases.FENCE)
                     fence.open()
+                    self._stand()
                     health.settle()
                     step.passes.rearm()
                 if self._at_end():
                     break
                 if state.epoch_ends:
                     continue  # A rollback has led here.
+                if profiling.active:
+                    profiling.at_step()
                 if state.step >= kasmina.next_step or side.failed:
+                    enter(phases.SEEDS)
+                    self._standing.seeds_changed()
                     self._seeds.advance()
                     step.passes.rearm()
+                if state.step >= emergencies.next_step:
+                    emergencies.ease()
                 loss = step.advance(
                     state.data, state.timeline, conservative=state.mode.conservative
                 )
+                enter(phases.LOSS)
                 if step.passes.fallbacks:
-                    settle_fallbacks(step.passes, state, self._folder, self._telemetry)
+                    settle_fallbacks(
+                        step.passes, state, self._folder, self._telemetry, emergencies.note
+                    )
                 state.step += 1
                 signals.step(state.step)
                 reading = watch.push(state.step, loss)
@@ -197,10 +251,13 @@ class Trainer:
                     if checkpoints.holding:
                         checkpoints.judge()
                 if self._telemetry.due():
+                    enter(phases.TELEMETRY)
                     self._report()
                 if cadence.includes(state.step, state.data.position):
+                    enter(phases.SNAPSHOT)
                     checkpoints.take_snapshot()
                 if self._saving_due() and not state.epoch_ends:
+                    enter(phases.CHECKPOINT)
                     checkpoints.save_later()
             return self._finish(started)
         except Exception as error:
@@ -212,6 +269,8 @@ class Trainer:
             )
             raise
         finally:
+            self._phases.stop()
+            self._profiling.close(self._settings.drain_seconds)
             self._steering.checkpoints.close(self._settings.drain_seconds)
 
     # Start and end
@@ -229,6 +288,7 @@ class Trainer:
             replay=resumed.replay,
             restored=resumed.sequence,
             wall_ns=wall_ns,
+            on_hold=self._hold,
         )
         self._telemetry.event(
             "resumed" if resumed.checkpoint else "started",
@@ -236,7 +296,13 @@ class Trainer:
             checkpoint=resumed.checkpoint,
             records_to_replay=len(resumed.replay),
         )
-        tell_features(step_options(self._settings), self._device, state, self._telemetry)
+        tell_features(
+            step_options(self._settings),
+            self._device,
+            state,
+            self._telemetry,
+            sample_losses=self._job.sample_losses is not None,
+        )
         self._steering.fence = fence
         tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
         if not resumed.checkpoint:
@@ -269,6 +335,8 @@ class Trainer:
             self._seeds.terminate()
             self._observations.end_run()
         self._report()
+        self._phase_metrics.publish()
+        self._standing.look(anyway=True)
         done = state.step - self._first_step
         return RunSummary(
             run=self.run_id,
@@ -293,11 +361,22 @@ class Trainer:
 
     # Between steps
 
+    def _stand(self) -> None:
+        self._standing.seeds_changed()
+        self._standing.look()
+
+    def _hold(self, waits: bool) -> None:
+        if waits:
+            self._stand()
+        self._phases.enter(phases.HELD if waits else phases.FENCE)
+
     def _end_epoch(self, epoch: int) -> None:
+        self._phases.enter(phases.BOUNDARY)
         if self._steering.health.check():
             self._observations.stop_clock()
             self._boundary.cross(epoch, self.state.end_epoch())
             self._seeds.publish()
+            self._stand()
             self._telemetry.metrics(self._handshake.tell())
             self._observations.start_clock()
 
@@ -306,13 +385,24 @@ class Trainer:
         measured = Validation(boundary.validation_loss, boundary.validation_accuracy)
         self._observations.end_epoch(epoch, None if math.isnan(measured.loss) else measured)
         apart = self._fence.apart_seconds
+        self._phases.enter(phases.FENCE)
         self._fence.open(epoch_ended=epoch)
+        self._phases.enter(phases.BOUNDARY)
         return self._fence.apart_seconds - apart
+
+    def _validate(self) -> Validation | None:
+        self._profiling.before_validation(len(self._validating.held_out))
+        before = self._phases.enter(phases.VALIDATION)
+        measured = self._validating.whole()
+        self._phases.enter(before)
+        return measured
 
     def _save_at_epoch(self) -> None:
         every = self._settings.checkpoint_every_epochs
         if self.state.epoch % every == 0 and not self._steering.stopping:
+            self._phases.enter(phases.CHECKPOINT)
             self._steering.checkpoints.save_later()
+            self._phases.enter(phases.BOUNDARY)
 
     def _saving_due(self) -> bool:
         every = self._settings.checkpoint_every_steps
@@ -332,7 +422,16 @@ class Trainer:
         state = self.state
         self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
         figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
+        if self._told is not None:
+            figures += self._told.figures()
         self._speed = self._telemetry.step_metrics(state.last_loss, figures)
+        self._phase_metrics.due()
+        self._standing.look()
+
+    @property
+    def standing(self) -> Mapping[str, Any]:
+        """How the run stands, beside its numbers; see :class:`Standing`. For any thread."""
+        return self._standing.told
 
     @property
     def progress(self) -> Progress:
@@ -349,4 +448,5 @@ class Trainer:
             mode=mode_name(state.mode),
             timeline=state.timeline,
             steps_per_second=self._speed,
+            emergency=self._steering.emergencies.shown,
         )

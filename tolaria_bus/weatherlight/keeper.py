@@ -10,7 +10,10 @@ from typing import Any, Final
 
 import anyio
 
+from tolaria_bus.leyline import EmergencySignal
 from tolaria_bus.safety import SignalView, WorkerState
+from tolaria_bus.safety.emergency_signal import concerns
+from tolaria_bus.safety.passing import pass_on
 from tolaria_bus.weatherlight.fleet import Planned
 from tolaria_bus.weatherlight.judging import Health
 from tolaria_bus.weatherlight.process import SERVER_VARIABLE, WorkerProcess
@@ -32,6 +35,7 @@ class Keeper:
         terms: How it is treated.
         teller: Tells.
         server_up: Is the server there? A worker can't start without it.
+        tell_others: Gives a signal of its worker to those beside it.
 
     Attributes:
         condition: How the worker is.
@@ -48,12 +52,13 @@ class Keeper:
         teller: Teller,
         *,
         server_up: Callable[[], bool] = lambda: True,
+        tell_others: Callable[[EmergencySignal], None] = lambda signal: None,
     ) -> None:
         self.run_id = planned.run
         self.folder = planned.folder
         self.condition = Condition()
         self.process: WorkerProcess | None = None
-        self.relay = Relay(planned.run, teller)
+        self.relay = Relay(planned.run, teller, pass_on=tell_others)
         self.restarts = Restarts(limit=terms.restarts, first=terms.first_wait.total_seconds())
         self.given_up = False
         self._planned = planned
@@ -68,6 +73,16 @@ class Keeper:
         if self._stop.is_set() and self.process is not None:
             self.process.ask_to_stop()
         self._stop.set()
+
+    def hear(self, signal: EmergencySignal) -> None:
+        """Give the worker another one's signal, if it has to obey it."""
+        if not concerns(signal, self.run_id):
+            return
+        try:
+            pass_on(self.folder, signal)
+        except OSError as error:
+            # The bus carries it as well.
+            self._teller.event(self.run_id, "not_passed_on", str(error), warning=True)
 
     async def run(self) -> None:
         """Keep the run going to its end."""

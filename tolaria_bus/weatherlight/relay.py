@@ -3,7 +3,8 @@
 A worker sends its emergency signals itself and leaves each in its signal block first. Weatherlight
 sends what it finds there under the same message ids, and the server takes each once: a worker that
 hangs, dies or holds its interpreter's lock right then has been heard all the same. With the server
-away both keep it in their spools.
+away both keep it in their spools; the workers beside it that have to obey get it all the same, by a
+file in their folders.
 
 What was left long ago is not sent: a HALT of yesterday must not stop anybody today. It was left
 while nobody watched, and is its worker's to send, from its own spool.
@@ -13,18 +14,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from tolaria_bus.leyline import EmergencySignal
 from tolaria_bus.safety import SignalView
+from tolaria_bus.safety.passing import fresh
 from tolaria_bus.safety.watching import ArmedDeadline, Identity, LeftSignal
 from tolaria_bus.weatherlight.telling import Teller
-
-FRESH: Final = timedelta(seconds=60)
-"""As long as a signal may be on its way; see the bus's staleness."""
 
 
 class Relay:
@@ -33,6 +31,7 @@ class Relay:
     Args:
         run: Its id.
         teller: Tells.
+        pass_on: Gives a signal to the other workers beside this one.
         monotonic_ns: The machine's clock, that of the block.
         wall_ns: The wall clock, that of messages.
 
@@ -46,6 +45,7 @@ class Relay:
         run: str,
         teller: Teller,
         *,
+        pass_on: Callable[[EmergencySignal], None] = lambda signal: None,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -53,6 +53,7 @@ class Relay:
         self.relayed = 0
         self._run = run
         self._teller = teller
+        self._pass_on = pass_on
         self._monotonic_ns = monotonic_ns
         self._wall_ns = wall_ns
         self._overdue: dict[tuple[str, int], ArmedDeadline] = {}
@@ -126,14 +127,13 @@ class Relay:
         except DecodeError as error:
             self._teller.alert(self._run, "signal_unreadable", f"left in the block: {error}")
             return
-        seconds = FRESH.total_seconds()
-        age = (self._monotonic_ns() - left.given_ns) / 1e9
-        # By both clocks: the one begins anew at a boot, the other may be set.
-        wall_age = (self._wall_ns() - signal.triggered_at.ToNanoseconds()) / 1e9
-        if not (0 <= age <= seconds and abs(wall_age) <= seconds):
+        now, wall = self._monotonic_ns(), self._wall_ns()
+        if not fresh(left, signal, monotonic_ns=now, wall_ns=wall):
             return
         if not signal.attributes.get("signal_id"):
             self._teller.alert(self._run, "signal_unreadable", "left in the block without an id")
             return
         self.relayed += 1
+        # First: it waits for no server.
+        self._pass_on(signal)
         self._teller.relay(signal)

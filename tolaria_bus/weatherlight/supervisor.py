@@ -24,6 +24,7 @@ from anyio.abc import TaskStatus
 from prometheus_client.registry import CollectorRegistry
 
 from tolaria_bus.configured import copies, metrics_endpoint
+from tolaria_bus.leyline import EmergencySignal
 from tolaria_bus.oona.alone import OpenPublisher, open_publisher
 from tolaria_bus.oona.embedded import EmbeddedServer
 from tolaria_bus.oona.running import Note, registered
@@ -162,15 +163,21 @@ def _keepers(watch: Watch, url: str, teller: Teller, publisher: OpenPublisher) -
     def server_up() -> bool:
         return publisher.publisher.connected["emergency"]
 
-    return [
+    def tell_others(signal: EmergencySignal) -> None:
+        for keeper in keepers:
+            keeper.hear(signal)
+
+    keepers = [
         Keeper(
             planned,
             Terms.of(planned.known, environment, inherit=watch.inherit),
             teller,
             server_up=server_up,
+            tell_others=tell_others,
         )
         for planned in watch.fleet
     ]
+    return keepers
 
 
 class _Pulse:

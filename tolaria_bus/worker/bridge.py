@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 
 from google.protobuf.message import Message
 
 from tolaria_bus.leyline import (
     AdaptationCommand,
     BusMessageType,
-    CommandEmergency,
     CommandOutcome,
     CommandStatus,
-    CommandType,
     EmergencySignal,
     FieldReport,
     MessagePriority,
@@ -34,12 +31,13 @@ from tolaria_bus.oona.sealing import new_message_id, seal
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.safety import Signals
+from tolaria_bus.safety.emergency_signal import UnusableSignal, as_command, check, concerns
 from tolaria_bus.tolaria.control.mailbox import Delivery
 from tolaria_bus.tolaria.control.outcomes import FATAL
+from tolaria_bus.worker.emergency_times import EmergencyTimes
 
-
-class WrongChecksum(ValueError):
-    """A signal isn't what its sender computed the checksum of."""
+PASSED_ON = "passed_on"
+"""What a signal's stream is called that came from a supervisor: it has no entry."""
 
 
 class BusOutbound:
@@ -52,6 +50,9 @@ class BusOutbound:
         ring: Signs what a dead letter of the trainer's holds.
         on_outcome: Told, on the trainer's thread, once an entry's outcome is in the outbox.
         signals: Where emergencies are left for a supervisor, should this process not send them.
+
+    Attributes:
+        times: Of the run's emergency signals.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class BusOutbound:
         self._on_outcome = on_outcome
         self._ring = ring or KeyRing()
         self._signals = signals
+        self.times = EmergencyTimes(run, self._tell_time)
+        outbox.on_alert = self.times.published
 
     def telemetry(self, packet: TelemetryPacket, priority: MessagePriority.ValueType) -> None:
         """HIGH and CRITICAL to the emergency stream, the rest to the run's telemetry."""
@@ -84,6 +87,7 @@ class BusOutbound:
 
         A supervisor that sends it too does so under the same id, and the server takes it once.
         """
+        self.times.began(signal)
         if self._signals is not None:
             self._signals.emergency(encode(signal))
         self._outbox.put(
@@ -131,6 +135,9 @@ class BusOutbound:
         )
         if delivery is not None:
             self._on_outcome(outcome, delivery)
+
+    def _tell_time(self, packet: TelemetryPacket) -> None:
+        self.telemetry(packet, packet.priority)
 
     def _dead_letter(self, reason: str, delivery: Delivery) -> None:
         """A letter about a command of which the journal alone has the bytes."""
@@ -201,26 +208,16 @@ def signal_delivery(received: Received, run: str) -> Delivery | None:
     The command's id comes from the signal's, so a signal is obeyed once.
 
     Raises:
-        WrongChecksum: It has one, and that isn't its own. Whoever writes one by hand has none.
+        UnusableSignal: Its checksum isn't its own, or its scope means nothing.
     """
     signal: Message = received.opened.message
     if not isinstance(signal, EmergencySignal):
         return None
-    if signal.payload_checksum and signal.payload_checksum != checksum(signal):
-        raise WrongChecksum("EmergencySignal.payload_checksum is not that of the signal")
+    check(signal)
     if not concerns(signal, run):
         return None
     signal_id = signal.attributes.get("signal_id") or f"{received.stream}/{received.entry_id}"
-    command = AdaptationCommand(
-        version=1,
-        command_id=f"signal:{signal_id}",
-        command_type=CommandType.COMMAND_EMERGENCY,
-        issued_at=signal.triggered_at,
-        issued_by=signal.origin,
-        # What this run says of it is for the record: nobody has to obey the echo.
-        emergency=CommandEmergency(level=signal.level, scope="self"),
-    )
-    command.annotations["reason"] = signal.reason
+    command = as_command(signal, signal_id)
     return Delivery(
         command=command,
         payload=encode(command),
@@ -233,26 +230,26 @@ def signal_delivery(received: Received, run: str) -> Delivery | None:
     )
 
 
-def checksum(signal: EmergencySignal) -> bytes:
-    """What the signal's ``payload_checksum`` must be."""
-    rest = EmergencySignal()
-    rest.CopyFrom(signal)
-    rest.ClearField("payload_checksum")
-    return hashlib.sha256(encode(rest)).digest()
+def passed_delivery(signal: EmergencySignal, run: str) -> Delivery | None:
+    """A signal that a supervisor passed on as a command to obey; ``None``: it isn't for this run.
 
-
-def concerns(signal: EmergencySignal, run: str) -> bool:
-    """Does this run have to obey a signal? Never its own; else by the signal's scope."""
-    if signal.origin == f"run/{run}":
-        return False
-    scope = signal.attributes.get("scope", "self")
-    if scope == "all":
-        return True
-    if scope == "run":
-        return signal.run_id == run
-    if scope == "pattern":
-        return fnmatchcase(run, signal.attributes.get("runs", ""))
-    return False
+    Raises:
+        UnusableSignal: Its checksum isn't its own, or its scope means nothing; or it has no id.
+    """
+    check(signal)
+    if not concerns(signal, run):
+        return None
+    signal_id = signal.attributes.get("signal_id", "")
+    if not signal_id:
+        raise UnusableSignal("EmergencySignal.attributes: signal_id is missing")
+    command = as_command(signal, signal_id)
+    return Delivery(
+        command=command,
+        payload=encode(command),
+        stream=PASSED_ON,
+        source=signal.origin,
+        priority=MessagePriority.MESSAGE_PRIORITY_CRITICAL,
+    )
 
 
 def bus_event(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -17,7 +15,8 @@ from prometheus_client.registry import CollectorRegistry
 from redis.exceptions import RedisError
 
 from tolaria_bus.configured import copies
-from tolaria_bus.leyline import MessagePriority
+from tolaria_bus.leyline import BusMessageType, MessagePriority
+from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer
 from tolaria_bus.oona.dead_letters import begun_key
@@ -41,6 +40,7 @@ from tolaria_bus.worker.holding import make_lease, refuse_known_run
 from tolaria_bus.worker.inbound import Inbound
 from tolaria_bus.worker.measuring import measure
 from tolaria_bus.worker.readers import GROUP, make_consumers, shared_group
+from tolaria_bus.worker.status import brief, whole
 
 LOUD = frozenset(
     {
@@ -54,6 +54,7 @@ LOUD = frozenset(
         "length_limit",
         "letters_cut",
         "refused",
+        "signal_refused",
         "spool_failed",
         "stream_blocked",
         "stream_mended",
@@ -63,6 +64,7 @@ LOUD = frozenset(
     }
 )
 """Events of the bus that somebody has to know."""
+SIGNAL = short_name(BusMessageType, BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL)
 
 
 class Bus:
@@ -78,9 +80,11 @@ class Bus:
         signals: Where emergencies are left for a supervisor too.
         new: Take a run id that the server knows though the folder is empty.
         registry: Where metrics are wanted.
+        job: The job's name.
 
     Attributes:
         outbound: The trainer's way out.
+        ended: How and why training ended; told with the next beat.
     """
 
     def __init__(
@@ -95,7 +99,10 @@ class Bus:
         signals: Signals | None = None,
         new: bool = False,
         registry: CollectorRegistry | None = None,
+        job: str = "",
     ) -> None:
+        self.ended: dict[str, str] | None = None
+        self._job = job
         self._url = url
         self._run = run
         self._folder = folder
@@ -134,7 +141,7 @@ class Bus:
             self._inbound = Inbound(self._run, self._mailbox, self._tasks)
             self._client = await stack.enter_async_context(connect(self._url, name="tolaria-bus"))
             await self._clock.sync(self._client)
-            self._clock_keeper = ClockKeeper(self._clock, self._client, on_event=self._on_event)
+            self._clock_keeper = ClockKeeper(self._clock, self._client, on_event=self.tell)
             if not self._new:
                 await refuse_known_run(self._client, self._streams, self._run, self._folder)
             await self._take_lease(stack)
@@ -160,7 +167,7 @@ class Bus:
                 settings=self._settings,
                 ring=self._ring,
                 clock=self._clock,
-                on_event=self._on_event,
+                on_event=self.tell,
             )
             # After all connections, so that it ends before they are closed.
             await stack.enter_async_context(self._tasks)
@@ -205,29 +212,26 @@ class Bus:
         """Make the spool durable: for a process that is about to be ended."""
         self._spool.sync()
 
-    async def beat(self, progress: Progress) -> None:
+    async def beat(self, progress: Progress, standing: Mapping[str, Any]) -> None:
         """Tell everybody where the run is. An outage is the publisher's to report."""
-        status: dict[str, Any] = {
-            "run": self._run,
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "started": self._began,
-            "beat": time.time(),
-            "step": progress.step,
-            "total_steps": progress.total_steps,
-            "epoch": progress.epoch,
-            "epochs": progress.epochs,
-            "loss": progress.loss,
-            "accuracy": progress.accuracy,
-            "learning_rate": progress.lr,
-            "mode": progress.mode,
-            "read_age": round(max(consumer.read_age for consumer in self._consumers), 1),
-            "timeline": progress.timeline,
-            "deferred": [item.command_id for item in self._folder.ledger.deferred()],
-        }
+        few = brief(
+            self._run,
+            progress,
+            began=self._began,
+            read_age=max(consumer.read_age for consumer in self._consumers),
+            server_now=self._clock.now(),
+        )
+        all_of_it = whole(
+            few,
+            standing,
+            job=self._job,
+            signals=self._signals,
+            settings=self._settings,
+            ended=self.ended,
+        )
         try:
-            await beat(self._client, self._streams, self._run, status)
-            await write_status(self._client, self._streams, self._run, status)
+            await beat(self._client, self._streams, self._run, few)
+            await write_status(self._client, self._streams, self._run, all_of_it)
         except (RedisError, OSError) as error:
             self._log.debug("no beat", reason=str(error))
 
@@ -239,7 +243,7 @@ class Bus:
             folder=self._folder,
             settings=self._settings,
             on_lost=self._lease_lost,
-            on_event=self._on_event,
+            on_event=self.tell,
         )
         await self._lease.acquire(fresh=self._new)
 
@@ -254,7 +258,7 @@ class Bus:
             token=self._token,
             lengths={stream: kept.hard for stream, kept in self._retentions.items()},
             copies=copies(self._settings),
-            on_event=self._on_event,
+            on_event=self.tell,
             on_fenced=lambda holder: self._lease_lost(f"{holder} has the run"),
         )
 
@@ -281,7 +285,7 @@ class Bus:
                 self._streams.emergency: shared,
             },
             lease=timedelta(days=self._settings.group_lease_days),
-            on_event=self._on_event,
+            on_event=self.tell,
         )
         self._tasks.start_soon(janitor.run)
 
@@ -296,7 +300,7 @@ class Bus:
                 publisher=self._publisher,
                 outbox=self._outbox,
                 clock=self._clock,
-                on_event=self._on_event,
+                on_event=self.tell,
             )
             self._tasks.start_soon(sampler.run)
 
@@ -304,7 +308,8 @@ class Bus:
         self._log.error("the run was taken over: stopping", reason=reason)
         self._mailbox.request_stop("lease")
 
-    def _on_event(self, name: str, detail: Mapping[str, str]) -> None:
+    def tell(self, name: str, detail: Mapping[str, str]) -> None:
+        """Something happened to the bus, or came by it: to the log, and to everybody."""
         if name == "reconnected":
             self._clock_keeper.ask()
         loud = name in LOUD
@@ -315,3 +320,6 @@ class Bus:
             else MessagePriority.MESSAGE_PRIORITY_NORMAL
         )
         self.outbound.telemetry(bus_event(self._run, name, detail, priority), priority)
+        if name == "dead_letter" and detail["kind"] == SIGNAL:
+            # Whoever forges one, or whose signals nobody can obey, is somebody's business at once.
+            self.tell("signal_refused", detail)

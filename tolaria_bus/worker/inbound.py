@@ -10,9 +10,10 @@ from redis.exceptions import RedisError
 
 from tolaria_bus.leyline import CommandOutcome
 from tolaria_bus.oona.consumer import Received
+from tolaria_bus.safety.emergency_signal import UnusableSignal
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
 from tolaria_bus.tolaria.control.outcomes import FATAL
-from tolaria_bus.worker.bridge import WrongChecksum, command_delivery, signal_delivery
+from tolaria_bus.worker.bridge import command_delivery, signal_delivery
 
 
 class Inbound:
@@ -40,7 +41,7 @@ class Inbound:
         """Handle an entry of the emergency stream."""
         try:
             delivery = signal_delivery(received, self._run)
-        except WrongChecksum as error:
+        except UnusableSignal as error:
             await received.dead_letter("malformed", str(error))
             return
         if delivery is None:

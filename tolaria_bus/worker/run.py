@@ -24,6 +24,7 @@ from tolaria_bus.configured import compat_secret, key_ring, metrics_endpoint
 from tolaria_bus.logs import configure
 from tolaria_bus.oona.connection import check
 from tolaria_bus.oona.embedded import EmbeddedServer
+from tolaria_bus.oona.events import reason_of
 from tolaria_bus.safety import Signals, WorkerState
 from tolaria_bus.safety.endpoint import Endpoint
 from tolaria_bus.tolaria.control.mailbox import Mailbox
@@ -34,6 +35,7 @@ from tolaria_bus.tolaria.trainer import Trainer
 from tolaria_bus.worker.bus import Bus
 from tolaria_bus.worker.heartbeat import end, heartbeat, keep_beating
 from tolaria_bus.worker.leaving import Deadline, exit_at_once, watch_signals
+from tolaria_bus.worker.passed_on import obey_passed_on
 from tolaria_bus.worker.spec import (
     WorkerSpec,
     check_trust,
@@ -44,6 +46,8 @@ from tolaria_bus.worker.thread import TrainingThread
 
 PROGRESS_SECONDS = 0.2
 BEAT_SECONDS = 1.0
+LAST_BEAT_SECONDS = 2.0
+"""A server that is away doesn't hold up the end."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ async def _serve(prepared: _Prepared) -> RunSummary:
         signals=prepared.signals,
         new=prepared.spec.new,
         registry=prepared.registry if prepared.endpoint is not None else None,
+        job=prepared.job.name,
     )
     async with bus:
         if prepared.endpoint is not None:
@@ -158,14 +163,22 @@ async def _serve(prepared: _Prepared) -> RunSummary:
 
             await tasks.start(watch_signals, drain, leave)
             tasks.start_soon(keep_beating, prepared.signals, trainer)
+            tasks.start_soon(obey_passed_on, prepared.folder.path, prepared.run, mailbox, bus.tell)
             tasks.start_soon(_show, prepared, trainer)
             tasks.start_soon(_beat, trainer, bus)
             thread.start()
             try:
                 summary = await thread.result()
+                bus.ended = {"how": summary.stopped_by, "reason": ""}
+            except Exception as error:
+                bus.ended = {"how": "failed", "reason": reason_of(error)}
+                raise
             finally:
                 # Also when training failed: what it said last must still go out.
                 with anyio.CancelScope(shield=True):
+                    with anyio.move_on_after(LAST_BEAT_SECONDS):
+                        if trainer:
+                            await bus.beat(trainer[0].progress, trainer[0].standing)
                     await bus.drain(deadline.left())
                 tasks.cancel_scope.cancel()
         return summary
@@ -197,5 +210,5 @@ async def _beat(trainer: list[Trainer], bus: Bus) -> None:
     """Show it to everybody on the bus. Apart from the caller's view: this waits for the server."""
     while True:
         if trainer:
-            await bus.beat(trainer[0].progress)
+            await bus.beat(trainer[0].progress, trainer[0].standing)
         await anyio.sleep(BEAT_SECONDS if trainer else PROGRESS_SECONDS)

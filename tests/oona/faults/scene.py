@@ -41,7 +41,7 @@ _HELD: Final = 100
 """Steps of training that a fault lasts, at the least: it ends only when these were done, so that a
 fault that holds training never does. A slow machine makes it last longer, and changes nothing."""
 
-_PATIENCE: Final = 25.0  # seconds
+_PATIENCE: Final = 120.0  # seconds: a machine may be very busy
 _MANY: Final = 10  # commands, and alerts, that must have got through
 _CONNECTIONS: Final = 12  # of everybody on the stage
 _FLOWING: Final = 50  # packets in the outbox, at most, of a publisher that keeps up

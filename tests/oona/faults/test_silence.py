@@ -29,7 +29,7 @@ async def test_a_silence_of_many_time_limits_costs_nothing(own: OwnServer, tmp_p
             await stopped.flows()
             await paused.operator.client_pause(int(SILENCE * 1000), all=True)
             other.freeze()
-            # Its patience is shorter than the silence: training that is held doesn't get there.
+            # One of the servers says nothing before this was waited for, however long it takes.
             for scene in (paused, stopped):
                 await scene.held()
             await anyio.sleep(SILENCE)

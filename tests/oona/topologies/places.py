@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from redis.crc import key_slot
 
 from tests.oona.topologies.processes import (
-    HOST,
+    HASTY,
+    PATIENT,
     SentinelServer,
     Server,
-    free_port,
     pairs,
     wait_until,
 )
+from tests.ports import HOST, Port
 
 SERVICE = "tolaria"
 SLOTS = 16_384
@@ -50,6 +52,17 @@ class Failover:
         for server in (*self.servers, *self.sentinels):
             server.kill()
 
+    @contextmanager
+    def hasty(self) -> Iterator[None]:
+        """Meanwhile a master that is silent is soon replaced; at other times, only after long."""
+        for sentinel in self.sentinels:
+            sentinel.down_after(HASTY)
+        try:
+            yield
+        finally:
+            for sentinel in self.sentinels:
+                sentinel.down_after(PATIENT)
+
     def master(self) -> Server:
         """As the sentinels have it."""
         port = self._port(self.sentinels[0])
@@ -83,22 +96,23 @@ class Failover:
 
 
 class ClusterNode(Server):
-    """One node of a cluster.
-
-    Attributes:
-        bus_port: Where the nodes talk to each other.
-    """
+    """One node of a cluster."""
 
     def __init__(self, folder: Path) -> None:
-        self.bus_port = free_port()
+        self._bus_port = Port()
         super().__init__(
             folder,
             cluster_enabled="yes",
-            cluster_port=self.bus_port,
-            cluster_node_timeout=1500,
+            cluster_port=self._bus_port.number,
+            cluster_node_timeout=PATIENT,
             cluster_replica_validity_factor=0,
             cluster_allow_replica_migration="no",
         )
+
+    @property
+    def bus_port(self) -> int:
+        """Where the nodes talk to each other."""
+        return self._bus_port.number
 
     def node_id(self) -> str:
         found: bytes = self.ask("CLUSTER", "MYID")
@@ -149,6 +163,15 @@ class Cluster:
         for node in self.nodes:
             node.kill()
 
+    @contextmanager
+    def hasty(self) -> Iterator[None]:
+        """Meanwhile a primary that is silent is soon replaced; at other times, only after long."""
+        self._node_timeout(HASTY)
+        try:
+            yield
+        finally:
+            self._node_timeout(PATIENT)
+
     def owner(self, key: str) -> ClusterNode:
         """The node that has a key's slot."""
         slot = key_slot(key.encode())
@@ -184,3 +207,8 @@ class Cluster:
             roles.append(node.info("replication"))
         replicas = [role for role in roles if role["role"] == "slave"]
         return len(replicas) == 1 and replicas[0]["master_link_status"] == "up"
+
+    def _node_timeout(self, milliseconds: int) -> None:
+        for node in self.nodes:
+            if node.lives():
+                node.ask("CONFIG", "SET", "cluster-node-timeout", milliseconds)

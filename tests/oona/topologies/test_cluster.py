@@ -199,10 +199,11 @@ async def test_a_node_that_dies_and_comes_back_costs_nothing(
 
 @pytest.fixture
 async def partly(redis: Redis, cluster: Cluster) -> AsyncIterator[None]:
-    """Nodes serve their own slots while another is dead."""
+    """Nodes serve their own slots while another is dead, and is soon known to be."""
     await redis.config_set("cluster-require-full-coverage", "no")
-    yield
-    cluster.wait_until_whole()
+    with cluster.hasty():
+        yield
+        cluster.wait_until_whole()
     await redis.config_set("cluster-require-full-coverage", "yes")
 
 
@@ -263,7 +264,8 @@ async def test_a_replica_that_takes_over_has_all_that_was_confirmed(
                 if n == 100:
                     dead.kill()
             await events.wait_for("disconnected")
-            await eventually(lambda: cluster.owner(control) is not dead)
+            with cluster.hasty():
+                await eventually(lambda: cluster.owner(control) is not dead)
             # It comes back as the replica; until then nothing can have a copy.
             dead.start()
             await eventually(cluster.is_whole)

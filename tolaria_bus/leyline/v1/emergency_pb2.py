@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aleyline/v1/emergency.proto\x12\nleyline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x02\n\x0f\x45mergencySignal\x12\x0f\n\x07version\x18\x01 \x01(\r\x12)\n\x05level\x18\x02 \x01(\x0e\x32\x1a.leyline.v1.EmergencyLevel\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x30\n\x0ctriggered_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11monotonic_time_ms\x18\x06 \x01(\x04\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12?\n\nattributes\x18\x08 \x03(\x0b\x32+.leyline.v1.EmergencySignal.AttributesEntry\x12\x18\n\x10payload_checksum\x18\t \x01(\x0c\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xa7\x01\n\x0e\x45mergencyLevel\x12\x1f\n\x1b\x45MERGENCY_LEVEL_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MERGENCY_LEVEL_NOTICE\x10\x01\x12\x1c\n\x18\x45MERGENCY_LEVEL_ELEVATED\x10\x02\x12 \n\x1c\x45MERGENCY_LEVEL_CONSERVATIVE\x10\x03\x12\x18\n\x14\x45MERGENCY_LEVEL_HALT\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aleyline/v1/emergency.proto\x12\nleyline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x02\n\x0f\x45mergencySignal\x12\x0f\n\x07version\x18\x01 \x01(\r\x12)\n\x05level\x18\x02 \x01(\x0e\x32\x1a.leyline.v1.EmergencyLevel\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x30\n\x0ctriggered_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11monotonic_time_ms\x18\x06 \x01(\x04\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12?\n\nattributes\x18\x08 \x03(\x0b\x32+.leyline.v1.EmergencySignal.AttributesEntry\x12\x18\n\x10payload_checksum\x18\t \x01(\x0c\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x02\n\x0e\x45mergencyState\x12)\n\x05level\x18\x01 \x01(\x0e\x32\x1a.leyline.v1.EmergencyLevel\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\n\n\x02\x62y\x18\x04 \x01(\t\x12\x12\n\nsince_step\x18\x05 \x01(\x04\x12\x11\n\tlast_step\x18\x06 \x01(\x04\x12\x36\n\x06\x63ounts\x18\x07 \x03(\x0b\x32&.leyline.v1.EmergencyState.CountsEntry\x12\x14\n\x0c\x63onservative\x18\x08 \x01(\x08\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01*\xa7\x01\n\x0e\x45mergencyLevel\x12\x1f\n\x1b\x45MERGENCY_LEVEL_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MERGENCY_LEVEL_NOTICE\x10\x01\x12\x1c\n\x18\x45MERGENCY_LEVEL_ELEVATED\x10\x02\x12 \n\x1c\x45MERGENCY_LEVEL_CONSERVATIVE\x10\x03\x12\x18\n\x14\x45MERGENCY_LEVEL_HALT\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EMERGENCYSIGNAL_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_EMERGENCYSIGNAL_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_EMERGENCYLEVEL']._serialized_start=423
-  _globals['_EMERGENCYLEVEL']._serialized_end=590
+  _globals['_EMERGENCYSTATE_COUNTSENTRY']._loaded_options = None
+  _globals['_EMERGENCYSTATE_COUNTSENTRY']._serialized_options = b'8\001'
+  _globals['_EMERGENCYLEVEL']._serialized_start=692
+  _globals['_EMERGENCYLEVEL']._serialized_end=859
   _globals['_EMERGENCYSIGNAL']._serialized_start=76
   _globals['_EMERGENCYSIGNAL']._serialized_end=420
   _globals['_EMERGENCYSIGNAL_ATTRIBUTESENTRY']._serialized_start=371
   _globals['_EMERGENCYSIGNAL_ATTRIBUTESENTRY']._serialized_end=420
+  _globals['_EMERGENCYSTATE']._serialized_start=423
+  _globals['_EMERGENCYSTATE']._serialized_end=689
+  _globals['_EMERGENCYSTATE_COUNTSENTRY']._serialized_start=644
+  _globals['_EMERGENCYSTATE_COUNTSENTRY']._serialized_end=689
 # @@protoc_insertion_point(module_scope)

@@ -110,3 +110,72 @@ class EmergencySignal(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmergencySignal: _TypeAlias = EmergencySignal  # noqa: Y015
+
+@_typing.final
+class EmergencyState(_message.Message):
+    """How bad it is in a run, by its own count; part of its state. Levels fall after clean stretches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    SINCE_STEP_FIELD_NUMBER: _builtins.int
+    LAST_STEP_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    CONSERVATIVE_FIELD_NUMBER: _builtins.int
+    level: Global___EmergencyLevel.ValueType
+    cause: _builtins.str
+    """What it is at this level for: a cause of the trainer's own, "command" or "signal"."""
+    reason: _builtins.str
+    by: _builtins.str
+    since_step: _builtins.int
+    """The step at which it came to this level."""
+    last_step: _builtins.int
+    """The step of the newest cause, or of the last fall: the clean stretch counts from here."""
+    conservative: _builtins.bool
+    """It has entered conservative mode, and its fall leaves it."""
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How often each cause was met since the level was last none."""
+
+    def __init__(
+        self,
+        *,
+        level: Global___EmergencyLevel.ValueType = ...,
+        cause: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+        since_step: _builtins.int = ...,
+        last_step: _builtins.int = ...,
+        counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        conservative: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "cause", b"cause", "conservative", b"conservative", "counts", b"counts", "last_step", b"last_step", "level", b"level", "reason", b"reason", "since_step", b"since_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmergencyState: _TypeAlias = EmergencyState  # noqa: Y015

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from tolaria_bus.leyline.v1 import command_pb2 as _command_pb2
+from tolaria_bus.leyline.v1 import emergency_pb2 as _emergency_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -473,11 +474,22 @@ class RunMode(_message.Message):
     CONSERVATIVE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
+    EMERGENCY_FIELD_NUMBER: _builtins.int
+    CONSERVATIVE_NOTE_FIELD_NUMBER: _builtins.int
+    HELD_NOTE_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     halted: _builtins.bool
     conservative: _builtins.bool
     reason: _builtins.str
     by: _builtins.str
+    @_builtins.property
+    def emergency(self) -> _emergency_pb2.EmergencyState: ...
+    @_builtins.property
+    def conservative_note(self) -> Global___ModeNote:
+        """Of what is on, apart: a pause must not hide who asked for conservative mode."""
+
+    @_builtins.property
+    def held_note(self) -> Global___ModeNote: ...
     def __init__(
         self,
         *,
@@ -486,14 +498,46 @@ class RunMode(_message.Message):
         conservative: _builtins.bool = ...,
         reason: _builtins.str = ...,
         by: _builtins.str = ...,
+        emergency: _emergency_pb2.EmergencyState | None = ...,
+        conservative_note: Global___ModeNote | None = ...,
+        held_note: Global___ModeNote | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conservative_note", b"conservative_note", "emergency", b"emergency", "held_note", b"held_note"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "conservative", b"conservative", "halted", b"halted", "paused", b"paused", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "conservative", b"conservative", "conservative_note", b"conservative_note", "emergency", b"emergency", "halted", b"halted", "held_note", b"held_note", "paused", b"paused", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunMode: _TypeAlias = RunMode  # noqa: Y015
+
+@_typing.final
+class ModeNote(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    SINCE_STEP_FIELD_NUMBER: _builtins.int
+    SINCE_NS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    by: _builtins.str
+    since_step: _builtins.int
+    since_ns: _builtins.int
+    """Wall clock, for people only."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+        since_step: _builtins.int = ...,
+        since_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "reason", b"reason", "since_ns", b"since_ns", "since_step", b"since_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModeNote: _TypeAlias = ModeNote  # noqa: Y015
 
 @_typing.final
 class CheckpointSaved(_message.Message):

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tolaria_bus.leyline.v1 import bus_pb2 as leyline_dot_v1_dot_bus__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aleyline/v1/telemetry.proto\x12\nleyline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14leyline/v1/bus.proto\"\xa8\x01\n\x0bMetricPoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12;\n\nattributes\x18\x04 \x03(\x0b\x32\'.leyline.v1.MetricPoint.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd5\x01\n\x0eTelemetryEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12)\n\x05level\x18\x03 \x01(\x0e\x32\x1a.leyline.v1.TelemetryLevel\x12>\n\nattributes\x18\x04 \x03(\x0b\x32*.leyline.v1.TelemetryEvent.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x02\n\tTraceSpan\x12\x0f\n\x07span_id\x18\x01 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\nattributes\x18\x06 \x03(\x0b\x32%.leyline.v1.TraceSpan.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xba\x01\n\x0cSystemHealth\x12(\n\x06status\x18\x01 \x01(\x0e\x32\x18.leyline.v1.HealthStatus\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12<\n\nindicators\x18\x03 \x03(\x0b\x32(.leyline.v1.SystemHealth.IndicatorsEntry\x1a\x31\n\x0fIndicatorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe5\x03\n\x0fTelemetryPacket\x12\x11\n\tpacket_id\x18\x01 \x01(\t\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10source_subsystem\x18\x03 \x01(\t\x12)\n\x05level\x18\x04 \x01(\x0e\x32\x1a.leyline.v1.TelemetryLevel\x12(\n\x07metrics\x18\n \x03(\x0b\x32\x17.leyline.v1.MetricPoint\x12*\n\x06\x65vents\x18\x14 \x03(\x0b\x32\x1a.leyline.v1.TelemetryEvent\x12$\n\x05spans\x18\x1e \x03(\x0b\x32\x15.leyline.v1.TraceSpan\x12/\n\rsystem_health\x18( \x01(\x0b\x32\x18.leyline.v1.SystemHealth\x12\x17\n\x0ftraining_run_id\x18\x32 \x01(\t\x12-\n\x08priority\x18\x33 \x01(\x0e\x32\x1b.leyline.v1.MessagePriority\x12\x13\n\x0bglobal_step\x18\x34 \x01(\x04\x12\r\n\x05\x65poch\x18\x35 \x01(\r\x12\x10\n\x08timeline\x18\x36 \x01(\r\x12\x10\n\x08replayed\x18\x37 \x01(\x08\x12\x0e\n\x06\x66olded\x18\x38 \x01(\x04*\xa1\x01\n\x0eTelemetryLevel\x12\x1f\n\x1bTELEMETRY_LEVEL_UNSPECIFIED\x10\x00\x12\x18\n\x14TELEMETRY_LEVEL_INFO\x10\x01\x12\x1b\n\x17TELEMETRY_LEVEL_WARNING\x10\x02\x12\x19\n\x15TELEMETRY_LEVEL_ERROR\x10\x03\x12\x1c\n\x18TELEMETRY_LEVEL_CRITICAL\x10\x04*\x99\x01\n\x0cHealthStatus\x12\x19\n\x15HEALTH_STATUS_UNKNOWN\x10\x00\x12\x19\n\x15HEALTH_STATUS_HEALTHY\x10\x01\x12\x1a\n\x16HEALTH_STATUS_DEGRADED\x10\x02\x12\x1b\n\x17HEALTH_STATUS_UNHEALTHY\x10\x03\x12\x1a\n\x16HEALTH_STATUS_CRITICAL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aleyline/v1/telemetry.proto\x12\nleyline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14leyline/v1/bus.proto\"\xd2\x01\n\x0bMetricPoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12;\n\nattributes\x18\x04 \x03(\x0b\x32\'.leyline.v1.MetricPoint.AttributesEntry\x12(\n\thistogram\x18\x1e \x01(\x0b\x32\x15.leyline.v1.Histogram\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\tHistogram\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12\x0b\n\x03sum\x18\x02 \x01(\x01\x12\x0b\n\x03max\x18\x03 \x01(\x01\x12\x0e\n\x06\x62ounds\x18\x04 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x05 \x03(\x04\"\xd5\x01\n\x0eTelemetryEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12)\n\x05level\x18\x03 \x01(\x0e\x32\x1a.leyline.v1.TelemetryLevel\x12>\n\nattributes\x18\x04 \x03(\x0b\x32*.leyline.v1.TelemetryEvent.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x02\n\tTraceSpan\x12\x0f\n\x07span_id\x18\x01 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\nattributes\x18\x06 \x03(\x0b\x32%.leyline.v1.TraceSpan.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xba\x01\n\x0cSystemHealth\x12(\n\x06status\x18\x01 \x01(\x0e\x32\x18.leyline.v1.HealthStatus\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12<\n\nindicators\x18\x03 \x03(\x0b\x32(.leyline.v1.SystemHealth.IndicatorsEntry\x1a\x31\n\x0fIndicatorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x91\x04\n\x0fTelemetryPacket\x12\x11\n\tpacket_id\x18\x01 \x01(\t\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10source_subsystem\x18\x03 \x01(\t\x12)\n\x05level\x18\x04 \x01(\x0e\x32\x1a.leyline.v1.TelemetryLevel\x12(\n\x07metrics\x18\n \x03(\x0b\x32\x17.leyline.v1.MetricPoint\x12*\n\x06\x65vents\x18\x14 \x03(\x0b\x32\x1a.leyline.v1.TelemetryEvent\x12$\n\x05spans\x18\x1e \x03(\x0b\x32\x15.leyline.v1.TraceSpan\x12/\n\rsystem_health\x18( \x01(\x0b\x32\x18.leyline.v1.SystemHealth\x12\x17\n\x0ftraining_run_id\x18\x32 \x01(\t\x12-\n\x08priority\x18\x33 \x01(\x0e\x32\x1b.leyline.v1.MessagePriority\x12\x13\n\x0bglobal_step\x18\x34 \x01(\x04\x12\r\n\x05\x65poch\x18\x35 \x01(\r\x12\x10\n\x08timeline\x18\x36 \x01(\r\x12\x10\n\x08replayed\x18\x37 \x01(\x08\x12\x0e\n\x06\x66olded\x18\x38 \x01(\x04\x12*\n\x07profile\x18\x39 \x01(\x0b\x32\x19.leyline.v1.ProfileReport\"\x98\x03\n\rProfileReport\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\x12\n\ncommand_id\x18\x02 \x01(\t\x12\x12\n\nfirst_step\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x13\n\x0b\x61sked_steps\x18\x05 \x01(\r\x12\x14\n\x0cmilliseconds\x18\x06 \x01(\x01\x12(\n\x06phases\x18\x07 \x03(\x0b\x32\x18.leyline.v1.ProfileEntry\x12+\n\toperators\x18\x08 \x03(\x0b\x32\x18.leyline.v1.ProfileEntry\x12\x15\n\rother_self_ms\x18\t \x01(\x01\x12\x17\n\x0fother_device_ms\x18\n \x01(\x01\x12\x12\n\npeak_bytes\x18\x0b \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\x0c\n\x04host\x18\r \x01(\t\x12\r\n\x05trace\x18\x0e \x01(\t\x12\x13\n\x0btrace_bytes\x18\x0f \x01(\x04\x12\x0e\n\x06\x65vents\x18\x10 \x01(\x04\x12\x11\n\tcut_short\x18\x11 \x01(\t\x12\x14\n\x0ctrace_failed\x18\x12 \x01(\t\"u\n\x0cProfileEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x04\x12\x10\n\x08total_ms\x18\x03 \x01(\x01\x12\x0f\n\x07self_ms\x18\x04 \x01(\x01\x12\x11\n\tdevice_ms\x18\x05 \x01(\x01\x12\x12\n\nself_bytes\x18\x06 \x01(\x03*\xa1\x01\n\x0eTelemetryLevel\x12\x1f\n\x1bTELEMETRY_LEVEL_UNSPECIFIED\x10\x00\x12\x18\n\x14TELEMETRY_LEVEL_INFO\x10\x01\x12\x1b\n\x17TELEMETRY_LEVEL_WARNING\x10\x02\x12\x19\n\x15TELEMETRY_LEVEL_ERROR\x10\x03\x12\x1c\n\x18TELEMETRY_LEVEL_CRITICAL\x10\x04*\x99\x01\n\x0cHealthStatus\x12\x19\n\x15HEALTH_STATUS_UNKNOWN\x10\x00\x12\x19\n\x15HEALTH_STATUS_HEALTHY\x10\x01\x12\x1a\n\x16HEALTH_STATUS_DEGRADED\x10\x02\x12\x1b\n\x17HEALTH_STATUS_UNHEALTHY\x10\x03\x12\x1a\n\x16HEALTH_STATUS_CRITICAL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,26 +41,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRACESPAN_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_SYSTEMHEALTH_INDICATORSENTRY']._loaded_options = None
   _globals['_SYSTEMHEALTH_INDICATORSENTRY']._serialized_options = b'8\001'
-  _globals['_TELEMETRYLEVEL']._serialized_start=1435
-  _globals['_TELEMETRYLEVEL']._serialized_end=1596
-  _globals['_HEALTHSTATUS']._serialized_start=1599
-  _globals['_HEALTHSTATUS']._serialized_end=1752
+  _globals['_TELEMETRYLEVEL']._serialized_start=2137
+  _globals['_TELEMETRYLEVEL']._serialized_end=2298
+  _globals['_HEALTHSTATUS']._serialized_start=2301
+  _globals['_HEALTHSTATUS']._serialized_end=2454
   _globals['_METRICPOINT']._serialized_start=98
-  _globals['_METRICPOINT']._serialized_end=266
-  _globals['_METRICPOINT_ATTRIBUTESENTRY']._serialized_start=217
-  _globals['_METRICPOINT_ATTRIBUTESENTRY']._serialized_end=266
-  _globals['_TELEMETRYEVENT']._serialized_start=269
-  _globals['_TELEMETRYEVENT']._serialized_end=482
-  _globals['_TELEMETRYEVENT_ATTRIBUTESENTRY']._serialized_start=217
-  _globals['_TELEMETRYEVENT_ATTRIBUTESENTRY']._serialized_end=266
-  _globals['_TRACESPAN']._serialized_start=485
-  _globals['_TRACESPAN']._serialized_end=755
-  _globals['_TRACESPAN_ATTRIBUTESENTRY']._serialized_start=217
-  _globals['_TRACESPAN_ATTRIBUTESENTRY']._serialized_end=266
-  _globals['_SYSTEMHEALTH']._serialized_start=758
-  _globals['_SYSTEMHEALTH']._serialized_end=944
-  _globals['_SYSTEMHEALTH_INDICATORSENTRY']._serialized_start=895
-  _globals['_SYSTEMHEALTH_INDICATORSENTRY']._serialized_end=944
-  _globals['_TELEMETRYPACKET']._serialized_start=947
-  _globals['_TELEMETRYPACKET']._serialized_end=1432
+  _globals['_METRICPOINT']._serialized_end=308
+  _globals['_METRICPOINT_ATTRIBUTESENTRY']._serialized_start=259
+  _globals['_METRICPOINT_ATTRIBUTESENTRY']._serialized_end=308
+  _globals['_HISTOGRAM']._serialized_start=310
+  _globals['_HISTOGRAM']._serialized_end=394
+  _globals['_TELEMETRYEVENT']._serialized_start=397
+  _globals['_TELEMETRYEVENT']._serialized_end=610
+  _globals['_TELEMETRYEVENT_ATTRIBUTESENTRY']._serialized_start=259
+  _globals['_TELEMETRYEVENT_ATTRIBUTESENTRY']._serialized_end=308
+  _globals['_TRACESPAN']._serialized_start=613
+  _globals['_TRACESPAN']._serialized_end=883
+  _globals['_TRACESPAN_ATTRIBUTESENTRY']._serialized_start=259
+  _globals['_TRACESPAN_ATTRIBUTESENTRY']._serialized_end=308
+  _globals['_SYSTEMHEALTH']._serialized_start=886
+  _globals['_SYSTEMHEALTH']._serialized_end=1072
+  _globals['_SYSTEMHEALTH_INDICATORSENTRY']._serialized_start=1023
+  _globals['_SYSTEMHEALTH_INDICATORSENTRY']._serialized_end=1072
+  _globals['_TELEMETRYPACKET']._serialized_start=1075
+  _globals['_TELEMETRYPACKET']._serialized_end=1604
+  _globals['_PROFILEREPORT']._serialized_start=1607
+  _globals['_PROFILEREPORT']._serialized_end=2015
+  _globals['_PROFILEENTRY']._serialized_start=2017
+  _globals['_PROFILEENTRY']._serialized_end=2134
 # @@protoc_insertion_point(module_scope)

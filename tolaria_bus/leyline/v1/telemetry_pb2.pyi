@@ -91,11 +91,16 @@ class MetricPoint(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    HISTOGRAM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     value: _builtins.float
     unit: _builtins.str
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def histogram(self) -> Global___Histogram:
+        """Where there are many values since the run's process began: how they lie; `value` is their mean."""
+
     def __init__(
         self,
         *,
@@ -103,14 +108,54 @@ class MetricPoint(_message.Message):
         value: _builtins.float = ...,
         unit: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        histogram: Global___Histogram | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["histogram", b"histogram"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "name", b"name", "unit", b"unit", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "histogram", b"histogram", "name", b"name", "unit", b"unit", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MetricPoint: _TypeAlias = MetricPoint  # noqa: Y015
+
+@_typing.final
+class Histogram(_message.Message):
+    """Values in the metric's unit, counted by how large they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    BOUNDS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    sum: _builtins.float
+    max: _builtins.float
+    @_builtins.property
+    def bounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Upper ends of the buckets that hold something, rising; a value at an end is below it."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Values in each of these."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        sum: _builtins.float = ...,
+        max: _builtins.float = ...,
+        bounds: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "count", b"count", "counts", b"counts", "max", b"max", "sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Histogram: _TypeAlias = Histogram  # noqa: Y015
 
 @_typing.final
 class TelemetryEvent(_message.Message):
@@ -283,6 +328,7 @@ class TelemetryPacket(_message.Message):
     TIMELINE_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     FOLDED_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     packet_id: _builtins.str
     source_subsystem: _builtins.str
     level: Global___TelemetryLevel.ValueType
@@ -305,6 +351,10 @@ class TelemetryPacket(_message.Message):
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceSpan]: ...
     @_builtins.property
     def system_health(self) -> Global___SystemHealth: ...
+    @_builtins.property
+    def profile(self) -> Global___ProfileReport:
+        """Where the time of some steps went: a trace was recorded."""
+
     def __init__(
         self,
         *,
@@ -323,11 +373,134 @@ class TelemetryPacket(_message.Message):
         timeline: _builtins.int = ...,
         replayed: _builtins.bool = ...,
         folded: _builtins.int = ...,
+        profile: Global___ProfileReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["system_health", b"system_health", "timestamp", b"timestamp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile", "system_health", b"system_health", "timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "events", b"events", "folded", b"folded", "global_step", b"global_step", "level", b"level", "metrics", b"metrics", "packet_id", b"packet_id", "priority", b"priority", "replayed", b"replayed", "source_subsystem", b"source_subsystem", "spans", b"spans", "system_health", b"system_health", "timeline", b"timeline", "timestamp", b"timestamp", "training_run_id", b"training_run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "events", b"events", "folded", b"folded", "global_step", b"global_step", "level", b"level", "metrics", b"metrics", "packet_id", b"packet_id", "priority", b"priority", "profile", b"profile", "replayed", b"replayed", "source_subsystem", b"source_subsystem", "spans", b"spans", "system_health", b"system_health", "timeline", b"timeline", "timestamp", b"timestamp", "training_run_id", b"training_run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TelemetryPacket: _TypeAlias = TelemetryPacket  # noqa: Y015
+
+@_typing.final
+class ProfileReport(_message.Message):
+    """What a recorded trace says, short enough for a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    ASKED_STEPS_FIELD_NUMBER: _builtins.int
+    MILLISECONDS_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    OPERATORS_FIELD_NUMBER: _builtins.int
+    OTHER_SELF_MS_FIELD_NUMBER: _builtins.int
+    OTHER_DEVICE_MS_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    TRACE_BYTES_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    CUT_SHORT_FIELD_NUMBER: _builtins.int
+    TRACE_FAILED_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    command_id: _builtins.str
+    """That asked for it; empty: it was asked for at the start."""
+    first_step: _builtins.int
+    """Steps that were done before the first recorded one."""
+    steps: _builtins.int
+    asked_steps: _builtins.int
+    milliseconds: _builtins.float
+    """From the first recorded step's beginning to the last one's end."""
+    other_self_ms: _builtins.float
+    """Of the operators that are left out here."""
+    other_device_ms: _builtins.float
+    peak_bytes: _builtins.int
+    """The most memory that was allocated at a time, above what was at the beginning."""
+    device: _builtins.str
+    host: _builtins.str
+    trace: _builtins.str
+    """The trace's file on that host, and how large it is; empty: there is none."""
+    trace_bytes: _builtins.int
+    events: _builtins.int
+    cut_short: _builtins.str
+    """Why fewer steps than asked for; why there is no trace. Else empty."""
+    trace_failed: _builtins.str
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProfileEntry]:
+        """Tolaria's own phases: `self_ms` is what no operator accounts for."""
+
+    @_builtins.property
+    def operators(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProfileEntry]:
+        """The operators with the most time of their own, on the device where there is one."""
+
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+        command_id: _builtins.str = ...,
+        first_step: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        asked_steps: _builtins.int = ...,
+        milliseconds: _builtins.float = ...,
+        phases: _abc.Iterable[Global___ProfileEntry] | None = ...,
+        operators: _abc.Iterable[Global___ProfileEntry] | None = ...,
+        other_self_ms: _builtins.float = ...,
+        other_device_ms: _builtins.float = ...,
+        peak_bytes: _builtins.int = ...,
+        device: _builtins.str = ...,
+        host: _builtins.str = ...,
+        trace: _builtins.str = ...,
+        trace_bytes: _builtins.int = ...,
+        events: _builtins.int = ...,
+        cut_short: _builtins.str = ...,
+        trace_failed: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_steps", b"asked_steps", "command_id", b"command_id", "cut_short", b"cut_short", "device", b"device", "events", b"events", "first_step", b"first_step", "host", b"host", "milliseconds", b"milliseconds", "operators", b"operators", "other_device_ms", b"other_device_ms", "other_self_ms", b"other_self_ms", "peak_bytes", b"peak_bytes", "phases", b"phases", "profile", b"profile", "steps", b"steps", "trace", b"trace", "trace_bytes", b"trace_bytes", "trace_failed", b"trace_failed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileReport: _TypeAlias = ProfileReport  # noqa: Y015
+
+@_typing.final
+class ProfileEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    TOTAL_MS_FIELD_NUMBER: _builtins.int
+    SELF_MS_FIELD_NUMBER: _builtins.int
+    DEVICE_MS_FIELD_NUMBER: _builtins.int
+    SELF_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    calls: _builtins.int
+    total_ms: _builtins.float
+    """With what was called from inside, and without."""
+    self_ms: _builtins.float
+    device_ms: _builtins.float
+    """On an accelerator."""
+    self_bytes: _builtins.int
+    """Allocated less freed, by itself."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        total_ms: _builtins.float = ...,
+        self_ms: _builtins.float = ...,
+        device_ms: _builtins.float = ...,
+        self_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "device_ms", b"device_ms", "name", b"name", "self_bytes", b"self_bytes", "self_ms", b"self_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileEntry: _TypeAlias = ProfileEntry  # noqa: Y015

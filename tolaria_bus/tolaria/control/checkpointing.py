@@ -6,8 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from tolaria_bus.safety.breakers import CHECKPOINT
+from tolaria_bus.safety.emergency import CHECKPOINT_FAILED
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.guards import Guards
+from tolaria_bus.tolaria.control.steerable import Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.recovery.checkpoint_info import parse_name
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
@@ -33,6 +35,7 @@ class Checkpointing:
         healthy: Waits for the newest loss: is the present state good?
         check: Likewise, and goes back if it isn't.
         mark: Marks checkpoints that a rollback undid.
+        note: Told the cause of an emergency, and its reason.
 
     Attributes:
         snapshots: The states in memory.
@@ -52,6 +55,7 @@ class Checkpointing:
         healthy: Callable[[], bool],
         check: Callable[[], bool],
         mark: Callable[[], None],
+        note: Callable[[str, str], None] = lambda cause, reason: None,
     ) -> None:
         self.snapshots = Snapshots(
             keep=settings.snapshot_keep,
@@ -66,6 +70,7 @@ class Checkpointing:
         self._healthy = healthy
         self._check = check
         self._mark = mark
+        self._note = note
         self._saving = Saving(
             state,
             folder,
@@ -88,6 +93,34 @@ class Checkpointing:
         if good is not None:
             return self._saving.store(good.tensors, good.meta, good.sequence, label=label, pin=pin)
         return self._newest()
+
+    def save_halted(self) -> Details:
+        """The run is halted: make its newest good state durable, and tell.
+
+        A disk that can't take it stops no HALT: the journal has all that is needed.
+
+        Returns:
+            Details for the outcome: ``checkpoint`` and ``checkpoint_step``, or
+            ``checkpoint_failed``.
+        """
+        state, details = self._state, Details()
+        try:
+            name = self.save(label="halt")
+        except CheckpointFailed as error:
+            details["checkpoint_failed"] = kept = str(error)
+        else:
+            details["checkpoint"] = name
+            if name:
+                details["checkpoint_step"] = parse_name(name)[0]
+            kept = f"{name} is durable" if name else "there is no checkpoint"
+        self._telemetry.alert(
+            "halted",
+            f"halted at step {state.step}: {state.mode.reason}; {kept}; RESUME goes on",
+            by=state.mode.by,
+            reason=state.mode.reason,
+            **details,
+        )
+        return details
 
     def save_later(self) -> None:
         """Copy the present state and write it behind the training, if it is healthy.
@@ -144,6 +177,7 @@ class Checkpointing:
     def _not_saved(self, name: str, why: str) -> None:
         self._telemetry.alert("checkpoint_failed", why, checkpoint=name)
         self._guards.failed(CHECKPOINT, why)
+        self._note(CHECKPOINT_FAILED, why)
 
     def _newest(self) -> str:
         self._saving.wait()

@@ -12,16 +12,14 @@ from typing import Any, Final
 
 from google.protobuf.json_format import MessageToDict
 
-from tolaria_bus.leyline import (
-    AdaptationCommand,
-    CommandType,
-    EmergencyLevel,
-)
+from tolaria_bus.leyline import AdaptationCommand, CommandType
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.breaker_commands import judge_breaker
+from tolaria_bus.tolaria.control.emergency_commands import judge_emergency
 from tolaria_bus.tolaria.control.mode import held, mode_name
 from tolaria_bus.tolaria.control.observing import window_refused
 from tolaria_bus.tolaria.control.optimizer_commands import judge_optimizer, rate_effect
+from tolaria_bus.tolaria.control.profile_commands import judge_profile
 from tolaria_bus.tolaria.control.seed_commands import judge_pruning, judge_seed
 from tolaria_bus.tolaria.control.steerable import (
     CommandRefused,
@@ -81,7 +79,8 @@ def _resume(command: AdaptationCommand, run: Steerable) -> Effect:
     def effect() -> Details:
         mode = run.state.mode
         was_held = held(mode)
-        mode.paused = mode.halted = False
+        mode.paused = False
+        run.emergencies.resume()
         mode.reason, mode.by = _reason(command), command.issued_by
         return {"mode": mode_name(mode), "already": not was_held}
 
@@ -156,38 +155,10 @@ def _rollback(command: AdaptationCommand, run: Steerable) -> Effect:
     )
 
 
-def _emergency(command: AdaptationCommand, run: Steerable) -> Effect:
-    wanted = command.emergency
-    if wanted.level == EmergencyLevel.EMERGENCY_LEVEL_UNSPECIFIED:
-        raise CommandRefused("bad_payload", "level: must be notice, elevated, conservative or halt")
-    scope = wanted.scope or "self"
-    if scope not in {"self", "run", "pattern", "all"}:
-        raise CommandRefused("bad_payload", f"scope = {scope!r}: must be self, run, pattern or all")
-    reason = _reason(command) or f"asked for by {command.issued_by or 'an operator'}"
-
-    def effect() -> Details:
-        # Out first: a reader of the emergency stream must not wait for the disk.
-        run.announce(wanted.level, reason, scope, wanted.runs, command_id=command.command_id)
-        mode = run.state.mode
-        details: Details = {"level": short_name(EmergencyLevel, wanted.level)}
-        if wanted.level >= EmergencyLevel.EMERGENCY_LEVEL_CONSERVATIVE:
-            mode.conservative = True
-            mode.reason, mode.by = reason, command.issued_by
-        if wanted.level == EmergencyLevel.EMERGENCY_LEVEL_HALT:
-            mode.halted = True
-            try:
-                details["checkpoint"] = run.save_checkpoint(label="halt")
-            except CheckpointFailed as error:
-                # The run stands still all the same, and the journal has all it needs.
-                details["checkpoint_failed"] = str(error)
-        return {**details, "mode": mode_name(mode)}
-
-    return effect
-
-
 def _mode(command: AdaptationCommand, run: Steerable) -> Effect:
     def effect() -> Details:
         mode = run.state.mode
+        run.emergencies.release()
         mode.conservative = command.mode.conservative
         mode.reason, mode.by = _reason(command), command.issued_by
         return {"mode": mode_name(mode)}
@@ -210,7 +181,7 @@ _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
     CommandType.COMMAND_ROLLBACK: _rollback,
     CommandType.COMMAND_OPTIMIZER: judge_optimizer,
     CommandType.COMMAND_PAUSE: _pause,
-    CommandType.COMMAND_EMERGENCY: _emergency,
+    CommandType.COMMAND_EMERGENCY: judge_emergency,
     CommandType.COMMAND_RESUME: _resume,
     CommandType.COMMAND_CHECKPOINT: _checkpoint,
     CommandType.COMMAND_STOP: _stop,
@@ -218,6 +189,7 @@ _JUDGES: dict[int, Callable[[AdaptationCommand, Steerable], Effect]] = {
     CommandType.COMMAND_CONTINUE: _continue,
     CommandType.COMMAND_MODE: _mode,
     CommandType.COMMAND_CIRCUIT_BREAKER: judge_breaker,
+    CommandType.COMMAND_PROFILE: judge_profile,
 }
 
 # Name of the payload, and whether the command means nothing without it.
@@ -229,6 +201,7 @@ _PAYLOADS: dict[int, tuple[str, bool]] = {
     CommandType.COMMAND_EMERGENCY: ("emergency", True),
     CommandType.COMMAND_MODE: ("mode", True),
     CommandType.COMMAND_CIRCUIT_BREAKER: ("circuit_breaker", True),
+    CommandType.COMMAND_PROFILE: ("profile", True),
     CommandType.COMMAND_CHECKPOINT: ("checkpoint", False),
     CommandType.COMMAND_ROLLBACK: ("rollback_payload", False),
 }

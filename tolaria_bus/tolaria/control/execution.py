@@ -20,8 +20,10 @@ from tolaria_bus.leyline import (
     JournalRecord,
 )
 from tolaria_bus.leyline.codec import short_name
+from tolaria_bus.safety.emergency import JOURNAL_UNWRITABLE
 from tolaria_bus.tolaria.control.commands import CommandRefused, Details, Steerable, prepare
 from tolaria_bus.tolaria.control.mailbox import Delivery, Outbound
+from tolaria_bus.tolaria.control.mode import note_mode
 from tolaria_bus.tolaria.control.observing import window_refused
 from tolaria_bus.tolaria.control.outcomes import Outcomes
 from tolaria_bus.tolaria.control.schedule import Due
@@ -129,6 +131,8 @@ class Execution:
                 details = prepare(command, self._run)()
         except CommandRefused as refusal:
             return self._outcomes.refused(command, refusal)
+        again = command.command_type == CommandType.COMMAND_MODE
+        note_mode(self._run.state.mode, self._run.state.step, anew=again)
         observations.begin(command, before)
         self._run.handshake.intervened(command)
         outcome = self._outcomes.applied(command, details)
@@ -173,6 +177,7 @@ class Execution:
         """Let commands wait until the journal can be written again."""
         if not self.blocked:
             self._telemetry.alert("journal_unwritable", f"commands wait: {error}", critical=True)
+            self._run.emergencies.note(JOURNAL_UNWRITABLE, str(error))
         self.blocked = True
         self._retry_at = time.monotonic() + RETRY_SECONDS
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
 
 from tolaria_bus.leyline import Decision, JournalRecord
+from tolaria_bus.safety import emergency
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.options import StepOptions, features, line
 from tolaria_bus.tolaria.engine.passes import Passes
@@ -19,11 +21,20 @@ FALLBACK: Final = "fallback"
 
 
 def tell_features(
-    options: StepOptions, device: torch.device, state: TrainingState, telemetry: Telemetry
+    options: StepOptions,
+    device: torch.device,
+    state: TrainingState,
+    telemetry: Telemetry,
+    *,
+    sample_losses: bool,
 ) -> None:
     """Say in one event, and in a metric for each feature, what is on and why the rest is off."""
     found = features(
-        options, device, optimizer=state.optimizer.optimizer, fallen=state.engine.fallen
+        options,
+        device,
+        optimizer=state.optimizer.optimizer,
+        sample_losses=sample_losses,
+        fallen=state.engine.fallen,
     )
     telemetry.event("engine", line(found), **{each.name: each.value or "off" for each in found})
     telemetry.metrics(
@@ -32,7 +43,11 @@ def tell_features(
 
 
 def settle_fallbacks(
-    passes: Passes, state: TrainingState, folder: RunFolder, telemetry: Telemetry
+    passes: Passes,
+    state: TrainingState,
+    folder: RunFolder,
+    telemetry: Telemetry,
+    note: Callable[[str, str], None],
 ) -> None:
     """Journal what failed in the step that was just taken, at the fence before it, and tell it.
 
@@ -51,6 +66,7 @@ def settle_fallbacks(
             except JournalUnwritable as error:
                 telemetry.event("not_journaled", f"{FALLBACK}: {error}")
         telemetry.alert("engine_fallback", description, feature=feature)
+        note(emergency.FALLBACK, description)
     passes.fallbacks.clear()
 
 

@@ -29,6 +29,7 @@ from tolaria_bus.tolaria.control.commands import (
     CommandRefused,
     Steerable,
 )
+from tolaria_bus.tolaria.control.emergency_commands import refuse_superseded
 from tolaria_bus.tolaria.control.execution import Execution, journaled
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox, Outbound, in_order
 from tolaria_bus.tolaria.control.mode import held
@@ -68,8 +69,10 @@ class Fence:
         replay: Iterable[JournalRecord] = (),
         restored: int = 0,
         wall_ns: Callable[[], int] = time.time_ns,
+        on_hold: Callable[[bool], None] = lambda waits: None,
     ) -> None:
         self.next_step = 0
+        self._on_hold = on_hold
         self._run = run
         self._folder = folder
         self._ledger = folder.ledger
@@ -136,7 +139,9 @@ class Fence:
         while held(self._run.state.mode) and not self._ending and not recovering.behind:
             began = time.perf_counter()
             if not self._unwanted:
+                self._on_hold(True)
                 self._mailbox.wait(HELD_POLL_SECONDS)
+                self._on_hold(False)
             self._held_seconds += time.perf_counter() - began
             self._apply_waiting(None)
             self._refuse_unwanted()
@@ -215,6 +220,13 @@ class Fence:
             self._unwanted.append((delivery, CommandRefused(*unwanted)))
             return
         try:
+            refuse_superseded(
+                command,
+                delivery.entry_id,
+                resumed_at=self._ledger.resumed_at,
+                halted_at=self._ledger.halted_at,
+                halted=self._run.state.mode.halted,
+            )
             self._check_deadline(command)
             due = due_fence(command, self._run.state, epoch_ended)
             if due is not None:

@@ -7,7 +7,7 @@ the journal has the decisions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from tolaria_bus.leyline import (
@@ -18,10 +18,11 @@ from tolaria_bus.leyline import (
     JournalRecord,
     SeedOperation,
 )
-from tolaria_bus.safety import breakers
+from tolaria_bus.safety import breakers, emergency
 from tolaria_bus.safety.breaker import BreakerChange
 from tolaria_bus.safety.breakers import KASMINA, OPTIMIZER, TIMING, clock, state_name, told
 from tolaria_bus.safety.budget import Budget
+from tolaria_bus.tolaria.control.mode import note_mode
 from tolaria_bus.tolaria.control.steerable import CommandRefused
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
@@ -47,6 +48,7 @@ class Guards:
         folder: Whose journal gets the decisions.
         telemetry: Told of changes.
         boundary_ms: What an epoch's end may take, in milliseconds.
+        note: Told the cause of an emergency, and its reason.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Guards:
         telemetry: Telemetry,
         *,
         boundary_ms: float = BOUNDARY.total_ms,
+        note: Callable[[str, str], None] = lambda cause, reason: None,
     ) -> None:
         self._budget = BOUNDARY.scaled(boundary_ms)
         self._state = state
         self._folder = folder
         self._telemetry = telemetry
+        self._note = note
         state.breakers.on_change = self._changed
 
     def allows(self, name: str) -> bool:
@@ -122,6 +126,7 @@ class Guards:
             mode = self._state.mode
             mode.conservative = decision.values["on"] == "true"
             mode.reason, mode.by = decision.reason, _BY
+            note_mode(mode, self._state.step)
 
     def _now(self, name: str) -> float:
         return clock(name, step=self._state.step, epoch=self._state.epoch)
@@ -135,15 +140,25 @@ class Guards:
         say("breaker", told(change), breaker=change.name, state=state_name(change.after))
         if change.name == TIMING:
             self._follow_timing(change)
+        if opens and not self._state.breakers[change.name].held:
+            cause = emergency.BOUNDARY_SLOW if change.name == TIMING else emergency.BREAKER_OPENED
+            self._note(cause, told(change))
 
     def _follow_timing(self, change: BreakerChange) -> None:
         """Conservative mode begins when the breaker opens, and ends when it is closed again."""
         mode = self._state.mode
+        # A pause since then has left its own name in `by`.
+        by = mode.conservative_note.by or mode.by
         opens = change.after == CircuitBreakerState.CIRCUIT_STATE_OPEN
         closes = change.after == CircuitBreakerState.CIRCUIT_STATE_CLOSED
         # What somebody else asked for is theirs to end.
         if (opens and not mode.conservative) or (
-            closes and mode.conservative and mode.by == _BY and not mode.halted
+            closes
+            and mode.conservative
+            and by == _BY
+            and not mode.halted
+            # Nor what an emergency did.
+            and not mode.emergency.conservative
         ):
             reason = f"timing: {change.reason}"
             decision = Decision(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from tolaria_bus.leyline import EmergencyLevel
+from tolaria_bus.safety import emergency
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.loss_watch import LossReading, Verdict
@@ -30,6 +30,7 @@ class Health:
         rollback: Knows the remedies.
         behind: Are journaled steps being run again? Then nothing is decided anew.
         go_back: Does a rollback; see :meth:`.steering.Steering.roll_back`.
+        note: Told the cause of an emergency that a rollback follows.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Health:
         *,
         behind: Callable[[], bool],
         go_back: Callable[..., object],
+        note: Callable[..., None],
     ) -> None:
         self._state = state
         self._settings = settings
@@ -48,6 +50,7 @@ class Health:
         self._rollback = rollback
         self._behind = behind
         self._go_back = go_back
+        self._note = note
         self._bad: LossReading | None = None
 
     def look(self) -> bool:
@@ -128,7 +131,9 @@ class Health:
         halt = ""
         if remedy.attempt >= settings.rollback_limit:
             halt = f"{cause}: {remedy.attempt} rollbacks, the last to step {step}, didn't help"
-            self._telemetry.emergency(EmergencyLevel.EMERGENCY_LEVEL_HALT, halt)
+            self._telemetry.emergency(emergency.HALT, halt, cause=emergency.ROLLBACK_FAILED)
+        else:
+            self._note(name, what, with_cut=True)
         self._go_back(
             remedy.target,
             replay_data=settings.rollback_data == "replay" and settings.rollback_lr_factor < 1.0,

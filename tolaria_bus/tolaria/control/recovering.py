@@ -16,8 +16,10 @@ from tolaria_bus.leyline import (
     CommandIntent,
     CommandResult,
     CommandType,
+    EmergencyLevel,
     JournalRecord,
 )
+from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.commands import CHECKPOINT_FAILED, CommandRefused, Steerable
 from tolaria_bus.tolaria.control.execution import Execution, journaled
 from tolaria_bus.tolaria.control.mailbox import Delivery, Outbound
@@ -28,6 +30,8 @@ from tolaria_bus.tolaria.recovery.rollback import describe
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 
 MAX_ATTEMPTS = 3
+_NEVER_AGAIN = frozenset({CommandType.COMMAND_CANCEL, CommandType.COMMAND_PROFILE})
+"""Answered, it isn't done again: one's effect is in the ledger, the other has none on the run."""
 
 
 class Divergence(RuntimeError):
@@ -133,6 +137,9 @@ class Recovering:
             if intent.command_id not in ahead:
                 delivery = journaled(intent)
                 details = {"recovered": True, **self._rollback_details(intent.command_id)}
+                if delivery.command.HasField("emergency"):
+                    level = delivery.command.emergency.level
+                    details["level"] = short_name(EmergencyLevel, level)
                 outcome = self._outcomes.applied(delivery.command, details)
                 self._execution.finish(delivery, outcome)
 
@@ -179,8 +186,7 @@ class Recovering:
         if recorded is not None and recorded.outcome.code == FATAL:
             self._run.tried(command, failure=recorded.outcome.reason)
             return
-        if recorded is not None and command.command_type == CommandType.COMMAND_CANCEL:
-            # Its effect is in the ledger, which has it already.
+        if recorded is not None and command.command_type in _NEVER_AGAIN:
             return
         attempt = CommandAttempt(command_id=command.command_id, number=attempts + 1)
         self._execution.write(JournalRecord(attempt=attempt))

@@ -21,6 +21,7 @@ from tolaria_bus.kasmina import (
 )
 from tolaria_bus.kasmina.lifecycle import stage_name
 from tolaria_bus.leyline import Decision, JournalRecord, MetricPoint, SeedOperation
+from tolaria_bus.safety import emergency
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
@@ -44,6 +45,7 @@ class SeedWork:
         folder: For the journal.
         telemetry: Where gates and changes of stage are told.
         held_out: The loss of the model on the same held-out batches each time.
+        note: Told the cause of an emergency, and its reason.
     """
 
     def __init__(
@@ -53,12 +55,15 @@ class SeedWork:
         folder: RunFolder,
         telemetry: Telemetry,
         held_out: Callable[[], float],
+        *,
+        note: Callable[[str, str], None] = lambda cause, reason: None,
     ) -> None:
         self._state = state
         self._side = side
         self._folder = folder
         self._telemetry = telemetry
         self._held_out = held_out
+        self._note = note
 
     def germinate(self, plan: GerminationPlan) -> dict[str, Any]:
         """Grow a seed; the optimizer and the learning rates take it on. Details for the outcome.
@@ -123,15 +128,16 @@ class SeedWork:
         self._tell_gate(plan.target, done.reading, is_a="target")
         self._telemetry.event(
             "pruned",
-            f"{done.target}: {done.removed} of {plan.channels} channels",
+            f"{done.target}: {done.removed} of {plan.channels} {plan.unit}",
             target=done.target,
-            channels_removed=done.removed,
+            removed=done.removed,
+            unit=plan.unit,
             parameters_removed=done.parameters,
         )
         return {
             "target": done.target,
-            "channels_removed": done.removed,
-            "channels": plan.channels - done.removed,
+            f"{plan.unit}_removed": done.removed,
+            plan.unit: plan.channels - done.removed,
             "parameters_removed": done.parameters,
             **_gate_details(done.reading),
         }
@@ -193,10 +199,10 @@ class SeedWork:
                     self._telemetry.alert("journal_unwritable", str(error), critical=True)
                     return
                 del failed[seed_id]
-                self._telemetry.alert(
-                    SEED_FAILED, f"{seed_id} is culled: on the side, {why}", seed_id=seed_id
-                )
+                text = f"{seed_id} is culled: on the side, {why}"
+                self._telemetry.alert(SEED_FAILED, text, seed_id=seed_id)
                 self.apply(decision)
+                self._note(emergency.SEED_FAILED, text)
 
     def _tell(self, transitions: Iterable[Transition]) -> None:
         for passed in transitions:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
+from tolaria_bus.tolaria.control.emergencies import Emergencies
 from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.engine.numbers import is_number
 from tolaria_bus.tolaria.recovery.restore_points import Target
@@ -49,6 +51,8 @@ class Steerable(Protocol):
     stopping: str
     seeds: SeedWork
     observations: Observations
+    emergencies: Emergencies
+    profiling: Profiling
     handshake: Handshake
 
     def admit(self, command: AdaptationCommand) -> None:
@@ -66,6 +70,14 @@ class Steerable(Protocol):
 
         Raises:
             CheckpointFailed: It could not be written.
+        """
+
+    def make_halt_durable(self) -> Details:
+        """The run is halted: make its newest good state durable, and tell.
+
+        Returns:
+            Details for the outcome: ``checkpoint`` and ``checkpoint_step``, or
+            ``checkpoint_failed``.
         """
 
     def stand_still(self) -> None:

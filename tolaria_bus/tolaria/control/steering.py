@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.settings import Settings
+from tolaria_bus.tolaria.control import emergencies
 from tolaria_bus.tolaria.control.checkpointing import Checkpointing
 from tolaria_bus.tolaria.control.deadlines import Deadlines, Way, no_deadline
+from tolaria_bus.tolaria.control.emergencies import Emergencies
 from tolaria_bus.tolaria.control.features import FALLBACK, apply_fallback
 from tolaria_bus.tolaria.control.guards import Guards
 from tolaria_bus.tolaria.control.handshake import NO_ANSWER, Handshake
 from tolaria_bus.tolaria.control.health import Health
 from tolaria_bus.tolaria.control.observing import Observations
+from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
@@ -35,18 +38,21 @@ class Steering:
         state: What is steered.
         stopping: Why the loop ends at the present fence, or empty.
         guards: The breakers, the boundary's budget.
+        emergencies: At which level the run is.
         checkpoints: Keeps states, on disk and in memory.
         health: Judges steps, and goes back where one was bad.
         cadence: At which steps to take a snapshot.
         fence: Knows which journal records the state contains; set once it is made.
         seeds: Does what is done to seeds; set once it is made.
         observations: What becomes of commands' effects; set once it is made.
+        profiling: Records traces; set once it is made.
         handshake: Asks Tamiyo; set once it is made.
     """
 
     fence: Fence
     seeds: SeedWork
     observations: Observations
+    profiling: Profiling
     handshake: Handshake
 
     def __init__(
@@ -63,7 +69,11 @@ class Steering:
     ) -> None:
         self.state = state
         self.stopping = ""
-        self.guards = Guards(state, folder, telemetry, boundary_ms=settings.boundary_ms)
+        self.emergencies = Emergencies(
+            state, folder, telemetry, clean_steps=settings.emergency_clean_steps, wall_ns=wall_ns
+        )
+        note = self.emergencies.note
+        self.guards = Guards(state, folder, telemetry, boundary_ms=settings.boundary_ms, note=note)
         self._folder = folder
         self._telemetry = telemetry
         self.cadence = Cadence(
@@ -81,6 +91,7 @@ class Steering:
             healthy=lambda: self.health.look(),
             check=lambda: self.health.check(),
             mark=self._mark_checkpoints,
+            note=note,
         )
         self._rollback = Rollback(
             state,
@@ -98,6 +109,7 @@ class Steering:
             self._rollback,
             behind=lambda: self.fence.recovering.behind,
             go_back=self.roll_back,
+            note=self.emergencies.note,
         )
         self._deadline = deadline
         self._wall_ns = wall_ns
@@ -134,6 +146,10 @@ class Steering:
             CheckpointFailed: It could not be written.
         """
         return self.checkpoints.save(label=label, pin=pin)
+
+    def make_halt_durable(self) -> Details:
+        """The run is halted: see :meth:`.checkpointing.Checkpointing.save_halted`."""
+        return self.checkpoints.save_halted()
 
     def stand_still(self) -> None:
         """No step comes for now: a checkpoint that waits for a loss is written without it."""
@@ -226,6 +242,7 @@ class Steering:
         if way is not None and cut.tier == FULL:
             way.enters("resume")
         self._rollback.apply(cut, timeline)
+        self.emergencies.look()
         self.handshake.forget()
         if way is None:
             return
@@ -245,9 +262,10 @@ class Steering:
         elif decision.kind == NO_ANSWER:
             self.handshake.apply(decision)
         elif decision.kind == HALT:
-            mode = self.state.mode
-            mode.halted = mode.conservative = True
-            mode.reason, mode.by = decision.reason, "tolaria"
+            self.emergencies.halt(decision.reason)
+            self.make_halt_durable()
+        elif decision.kind == emergencies.DECISION:
+            self.emergencies.apply(decision)
         elif decision.kind == SEED_FAILED:
             self.seeds.apply(decision)
 

@@ -8,7 +8,6 @@ their alerts are not raised a second time.
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,11 +19,13 @@ from tolaria_bus.leyline import (
     EmergencySignal,
     MessagePriority,
     MetricPoint,
+    ProfileReport,
     TelemetryEvent,
     TelemetryLevel,
     TelemetryPacket,
 )
-from tolaria_bus.leyline.codec import encode
+from tolaria_bus.safety.emergency import level_name
+from tolaria_bus.safety.emergency_signal import checksum
 from tolaria_bus.tolaria.engine.figures import Figure
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from tolaria_bus.tolaria.recovery.state import TrainingState
 
 SOURCE = "tolaria"
+_HURRY = 4
+"""In an emergency, step metrics come so many times as often."""
 
 
 class Telemetry:
@@ -55,7 +58,7 @@ class Telemetry:
         self._outbound = outbound
         self._run = run
         self._state = state
-        self._seconds = seconds
+        self._seconds = self._pace = seconds
         self._wall_ns = wall_ns
         self._monotonic = monotonic
         self._count = 0
@@ -64,6 +67,11 @@ class Telemetry:
         self._next = monotonic()
         self._last_step = state.step
         self._last_time = monotonic()
+
+    def hurry(self, hurried: bool) -> None:
+        """Publish step metrics more often, or as often as ever."""
+        self._pace = self._seconds / _HURRY if hurried else self._seconds
+        self._next = min(self._next, self._monotonic() + self._pace)
 
     def due(self) -> bool:
         """Is it time for step metrics? The only part of telemetry that every step pays for."""
@@ -82,7 +90,7 @@ class Telemetry:
         now = self._monotonic()
         steps = self._state.step - self._last_step
         speed = steps / (now - self._last_time) if now > self._last_time else 0.0
-        self._next = now + self._seconds
+        self._next = now + self._pace
         self._last_step, self._last_time = self._state.step, now
         packet = self.packet()
         if self._state.last_loss_step:
@@ -90,6 +98,8 @@ class Telemetry:
         _add(packet, "tolaria.training.steps_per_second", max(speed, 0.0), "1/s")
         for name, value, unit, attributes in figures:
             _add(packet, name, value, unit, attributes)
+        if level := self._state.mode.emergency.level:
+            _add(packet, "tolaria.emergency.level", level, "")
         self._outbound.telemetry(packet, MessagePriority.MESSAGE_PRIORITY_LOW)
         return max(speed, 0.0)
 
@@ -143,6 +153,19 @@ class Telemetry:
             attributes,
         )
 
+    def profile(self, report: ProfileReport, name: str, description: str) -> None:
+        """Publish what a trace says, with an event: INFO, priority NORMAL."""
+        packet = self.packet()
+        packet.profile.CopyFrom(report)
+        self._event(
+            name,
+            description,
+            TelemetryLevel.TELEMETRY_LEVEL_INFO,
+            MessagePriority.MESSAGE_PRIORITY_NORMAL,
+            {"profile": report.profile, "command_id": report.command_id},
+            packet=packet,
+        )
+
     def alert(
         self, name: str, description: str, *, critical: bool = False, **attributes: object
     ) -> None:
@@ -172,6 +195,7 @@ class Telemetry:
         scope: str = "self",
         runs: str = "",
         command_id: str = "",
+        cause: str = "",
     ) -> None:
         """Broadcast a signal, unless it was broadcast before the recovery that is going on.
 
@@ -182,6 +206,7 @@ class Telemetry:
             runs: The glob of scope ``pattern``.
             command_id: Of the command that asked for it, if one did: a process that dies on the way
                 leaves it to the next one, and however often it is sent it is one signal.
+            cause: Of the trainer's own, where no command did; likewise.
         """
         if self.replaying:
             return
@@ -195,12 +220,15 @@ class Telemetry:
         )
         signal.triggered_at.FromNanoseconds(self._wall_ns())
         signal.attributes["scope"] = scope
-        signal.attributes["signal_id"] = (
-            f"{self._run}/{command_id}" if command_id else self._next_id()
-        )
+        state = self._state
+        here = f"t{state.timeline}.s{state.step}.{cause}.{level_name(level)}"
+        signal.attributes["signal_id"] = f"{self._run}/{command_id or here}"
+        if cause:
+            signal.attributes["cause"] = cause
+        signal.attributes["step"] = str(state.step)
         if runs:
             signal.attributes["runs"] = runs
-        signal.payload_checksum = hashlib.sha256(encode(signal)).digest()
+        signal.payload_checksum = checksum(signal)
         self._outbound.emergency(signal)
 
     def packet(self) -> TelemetryPacket:
@@ -230,8 +258,9 @@ class Telemetry:
         level: TelemetryLevel.ValueType,
         priority: MessagePriority.ValueType,
         attributes: Mapping[str, object],
+        packet: TelemetryPacket | None = None,
     ) -> None:
-        packet = self.packet()
+        packet = packet or self.packet()
         packet.level = level
         packet.priority = priority
         packet.events.append(

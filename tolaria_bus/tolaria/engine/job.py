@@ -15,7 +15,10 @@ the options), or a plain object (takes no options). It must have::
 
 and may have ``accuracy(model, batch)``, ``optimizer(params)``, ``schedule``, ``batch_size``,
 ``epochs`` and ``name``, and for seeds ``seed_slots`` (paths of modules behind which seeds can be
-grown) or ``kasmina(model)`` (an owner of seeds of its own). Instead of a function ``optimizer`` may
+grown) or ``kasmina(model)`` (an owner of seeds of its own). Seeds that are to be told apart in the
+gradient need the losses of single samples: a ``loss`` with a parameter ``reduction`` that takes
+``"none"``, or ``sample_losses(model, batch)``; shape (samples, ...), and the mean over all of it
+is the loss. Instead of a function ``optimizer`` may
 be the name of a class of ``torch.optim``, or a mapping with ``name``, ``lr`` and other
 hyperparameters.
 """
@@ -24,10 +27,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -56,8 +61,9 @@ _READY_JOBS = "tolaria_bus.jobs"
 class Job:
     """A user's job with its defaults filled in. ``source`` is the user's own object.
 
-    ``loss``, ``accuracy`` and ``optimizer`` are the user's functions as they are, so that a step
-    pays nothing for this class. ``schedule`` has been checked but is not bound to a run's length.
+    ``loss``, ``sample_losses``, ``accuracy`` and ``optimizer`` are the user's functions as they
+    are, so that a step pays nothing for this class. ``schedule`` has been checked but is not bound
+    to a run's length.
     """
 
     spec: str
@@ -67,6 +73,7 @@ class Job:
     train_data: Callable[[], Any]
     validation_data: Callable[[], Any]
     loss: Callable[[nn.Module, Any], Tensor]
+    sample_losses: Callable[[nn.Module, Any], Tensor] | None = None
     accuracy: Callable[[nn.Module, Any], Tensor | float] | None = None
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None
     schedule: Schedule = field(default_factory=Schedule)
@@ -112,7 +119,12 @@ def view(source: object, *, spec: str = "", options: Mapping[str, str] | None = 
     optimizer = getattr(source, "optimizer", None)
     if isinstance(optimizer, (str, Mapping)):
         optimizer = factory_of(optimizer)
-    for name, value in (("accuracy", getattr(source, "accuracy", None)), ("optimizer", optimizer)):
+    sample_losses = _sample_losses(source)
+    for name, value in (
+        ("accuracy", getattr(source, "accuracy", None)),
+        ("optimizer", optimizer),
+        ("sample_losses", sample_losses),
+    ):
         if value is not None and not callable(value):
             raise JobError(f"job {spec!r}: {name} is {value!r}; it must be a function, or left out")
     try:
@@ -131,6 +143,7 @@ def view(source: object, *, spec: str = "", options: Mapping[str, str] | None = 
         train_data=found.train_data,
         validation_data=found.validation_data,
         loss=found.loss,
+        sample_losses=sample_losses,
         accuracy=getattr(source, "accuracy", None),
         optimizer=optimizer,
         schedule=schedule,
@@ -175,6 +188,18 @@ def _call(job: Job, what: str, function: Callable[[], Any]) -> Any:
         return function()
     except Exception as error:
         raise user_error(f"job {job.name!r}", f"{what}()", error) from error
+
+
+def _sample_losses(source: Any) -> Any:
+    """The job's losses of single samples: a function of its own, or ``loss`` unreduced."""
+    own = getattr(source, "sample_losses", None)
+    if own is not None:
+        return own
+    try:
+        parameters = inspect.signature(source.loss).parameters
+    except (TypeError, ValueError):  # A callable that doesn't tell.
+        return None
+    return partial(source.loss, reduction="none") if "reduction" in parameters else None
 
 
 def _short_name(spec: str) -> str:

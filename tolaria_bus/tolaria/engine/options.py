@@ -27,6 +27,7 @@ class StepOptions:
         accumulate: Batches whose gradients make one optimizer step.
         clip_norm: Gradients of a larger 2-norm, over all parameters, are scaled down to it.
         channels_last: Keep convolutions' weights and images in channels-last format.
+        aggregation: Handler of conflicts between the gradients of host and seeds, or ``none``.
         activation_checkpointing: Modules (glob of qualified names) that keep no activations.
     """
 
@@ -36,6 +37,7 @@ class StepOptions:
     accumulate: int = 1
     clip_norm: float | None = None
     channels_last: bool = False
+    aggregation: str = "none"
     activation_checkpointing: str = ""
 
     def changes_numbers(self) -> dict[str, str]:
@@ -90,6 +92,7 @@ def features(
     device: torch.device,
     *,
     optimizer: torch.optim.Optimizer,
+    sample_losses: bool = False,
     fallen: Mapping[str, str] | None = None,
 ) -> list[Feature]:
     """Return every feature, on or off, and why.
@@ -98,6 +101,7 @@ def features(
         options: What is asked for.
         device: Where the run trains.
         optimizer: The one in use.
+        sample_losses: Whether the job gives the losses of single samples.
         fallen: Features that failed before and are off since, and why.
     """
     dtype, why = amp_dtype(options, device)
@@ -110,8 +114,11 @@ def features(
     form = next((f for f in ("fused", "foreach") if optimizer.param_groups[0].get(f)), "")
     clip = options.clip_norm
     modules = options.activation_checkpointing
+    handler = options.aggregation
+    # What is compiled frees its memory behind the first of several backward passes.
+    but = "" if handler == "none" else f"eager while {handler} handles seeds' gradients"
     found = [
-        _feature("compile", options.compile != "off", backend, asked),
+        _feature("compile", options.compile != "off", backend, asked, but),
         Feature("amp", dtype is not None, str(dtype).removeprefix("torch."), why),
         _feature("scaler", dtype is torch.float16, "on", "fp16 alone needs it"),
         _feature("tf32", tf32, "on", (no_tf32 if cuda else none) if options.tf32 else "not wanted"),
@@ -120,6 +127,8 @@ def features(
         _feature("accumulate", options.accumulate > 1, f"{options.accumulate} batches", asked),
         _feature("clip", clip is not None, f"norm {clip:g}" if clip is not None else "", asked),
         _feature("channels last", options.channels_last, "on", asked),
+        _feature("attribution", sample_losses, "by sample", "the job gives no losses of samples"),
+        _feature("aggregation", handler != "none", handler, asked),
         _feature("activation checkpointing", bool(modules), modules, asked),
     ]
     off = fallen or {}
@@ -129,8 +138,8 @@ def features(
     ]
 
 
-def _feature(name: str, on: bool, value: str, why_off: str) -> Feature:
-    return Feature(name, on, value if on else "", "" if on else why_off)
+def _feature(name: str, on: bool, value: str, why_off: str, but: str = "") -> Feature:
+    return Feature(name, on, value if on else "", but if on else why_off)
 
 
 def line(found: Iterable[Feature]) -> str:

@@ -90,7 +90,7 @@ class Passes:
             batch: On the device.
             share: Of the step: what the loss is multiplied by.
             reseed: Seeds the generators as they were before the pass.
-            conservative: Don't compile.
+            conservative: Don't compile: in conservative mode, or for another reason.
             key: Of the model's structure; a pass under another is guarded.
 
         Raises:

@@ -28,6 +28,7 @@ class Domain(IntEnum):
     STEP = 5
     VALIDATION = 6
     LOADER = 7
+    AGGREGATION = 8
 
 
 def _scramble(x: int) -> int:

@@ -6,17 +6,29 @@ is read exactly one step later, from ``LossWatch``, while the device is busy wit
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tolaria_bus.tolaria.engine.aggregation import TaskGradients
 from tolaria_bus.tolaria.engine.batch import map_tensors, to_device
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.optimizer import HOST_GROUP, OptimizerManager
 from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
 from tolaria_bus.tolaria.engine.passes import Passes
+from tolaria_bus.tolaria.engine.phases import (
+    AGGREGATION,
+    BACKWARD,
+    DATA,
+    FORWARD,
+    OPTIMIZER,
+    PREPARE,
+    SIDE,
+    PhaseClock,
+)
 from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.seeding import StepSeeder
 from tolaria_bus.tolaria.engine.side import SideTraining
@@ -48,9 +60,11 @@ class TrainStep:
         device: Where the batches go.
         seed: The run's seed.
         side: Lets seeds learn beside the host, after its backward pass: from the step's last batch.
+        tasks: Tells seeds with a part in the output apart in the gradient; None: nobody does.
         options: What is wanted beyond the plain loop.
         state: What of it must survive; one of its own where none is given.
         before_update: Called just before the optimizer's step: sets the learning rates.
+        phases: Told which part of the step begins.
 
     Attributes:
         passes: Forward and backward, with what has failed in them.
@@ -65,11 +79,14 @@ class TrainStep:
         seed: int,
         side: SideTraining | None = None,
         *,
+        tasks: TaskGradients | None = None,
         options: StepOptions | None = None,
         state: StepState | None = None,
         before_update: Callable[[], object] | None = None,
+        phases: PhaseClock | None = None,
     ) -> None:
         options = options or StepOptions()
+        self._enter = (phases or PhaseClock()).enter
         amp, _ = amp_dtype(options, device)
         self._model = model
         self._loss = loss
@@ -91,6 +108,9 @@ class TrainStep:
             amp=amp,
         )
         self._side = side
+        self._tasks = tasks
+        self._forward_done = partial(self._enter, BACKWARD)
+        self._handled = False
         self._batch: Any = None
         self._seeded_with = 0
 
@@ -103,10 +123,10 @@ class TrainStep:
             JobError: the job's loss failed, or isn't a scalar tensor that depends on the model. The
                 weights are as before.
         """
-        optimizer = self._manager.optimizer
-        optimizer.zero_grad(set_to_none=True)
+        self._enter(PREPARE)
+        optimizer = self._begin(conservative)
         loss = self._pass(batch, position, timeline, 1.0, conservative)
-        self._update(optimizer)
+        self._update(optimizer, timeline, position)
         return loss
 
     def advance(self, data: Batches, timeline: int, *, conservative: bool = False) -> Tensor:
@@ -118,20 +138,32 @@ class TrainStep:
         Raises:
             JobError: as from a call; or the data couldn't be read.
         """
+        self._enter(DATA)
         position = data.position
         if self._accumulate == 1:
             return self(data.next(), position, timeline, conservative=conservative)
         per_epoch = data.steps_per_epoch
         count = min(self._accumulate, per_epoch - position % per_epoch)
-        optimizer = self._manager.optimizer
-        optimizer.zero_grad(set_to_none=True)
+        optimizer = self._begin(conservative)
         total: Tensor | None = None
         for place in range(position, position + count):
-            loss = self._pass(data.next(), place, timeline, 1.0 / count, conservative)
+            self._enter(DATA)
+            batch = data.next()
+            self._enter(PREPARE)
+            loss = self._pass(batch, place, timeline, 1.0 / count, conservative)
             total = loss if total is None else total + loss
         assert total is not None
-        self._update(optimizer)
+        self._update(optimizer, timeline, position)
         return total / count
+
+    def _begin(self, conservative: bool) -> Optimizer:
+        optimizer = self._manager.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        tasks = self._tasks
+        self._handled = (
+            tasks is not None and tasks.present and tasks.begin(conservative=conservative)
+        )
+        return optimizer
 
     def _pass(
         self, batch: Any, position: int, timeline: int, share: float, conservative: bool
@@ -146,30 +178,47 @@ class TrainStep:
             batch,
             share,
             lambda: self._seed(timeline, position),
-            conservative=conservative,
+            # What is compiled frees its memory behind the first of several backward passes.
+            conservative=conservative or self._handled,
             key=self._manager.version,
         )
 
     def _run(self, batch: Any, share: float) -> Tensor:
         loss = None
+        self._enter(FORWARD)
         try:
+            if self._tasks is not None and self._tasks.present:
+                return self._tasks.backward(
+                    batch,
+                    share,
+                    self._scaler,
+                    handled=self._handled,
+                    forward_done=self._forward_done,
+                )
             loss = self._loss(self._model, batch)
             part = loss if share == 1.0 else loss * share
             if self._scaler is not None:
                 part = self._scaler.scale(part)
+            self._enter(BACKWARD)
             part.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise _explain(loss, error) from error
         return loss.detach()
 
-    def _update(self, optimizer: Optimizer) -> None:
+    def _update(self, optimizer: Optimizer, timeline: int, position: int) -> None:
         scaler = self._scaler
+        if self._handled and self._tasks is not None:
+            self._enter(AGGREGATION)
+            self._tasks.settle(timeline, position, scaled=scaler is not None)
+        self._enter(OPTIMIZER)
         if scaler is not None:
             scaler.unscale_(optimizer)
         if self._side is not None and self._side.waits:
             # Behind the unscaling, as its gradients aren't scaled: they skip no step of the host.
+            self._enter(SIDE)
             with self.passes.eager(), self.passes.autocast():
                 self._side(self._batch, self._seeded_with)
+            self._enter(OPTIMIZER)
         self._batch = None
         if self._clip is not None:
             clip_gradients(self._manager.param_groups, self._clip)

@@ -96,12 +96,16 @@ class CommandLedger:
         last_timeline: The highest timeline number used, 0 before the first record.
         starts: Processes that began to work on the run; the next lease token is one more.
         environment: Of the newest start: what bitwise equality depends on.
+        resumed_at: The highest id of an entry whose RESUME was applied; empty before the first.
+        halted_at: Likewise of an entry that brought a HALT.
     """
 
     def __init__(self, records: Iterable[JournalRecord] = ()) -> None:
         self.last_timeline = 0
         self.starts = 0
         self.environment: dict[str, str] = {}
+        self.resumed_at = ""
+        self.halted_at = ""
         self._entries: dict[str, _Entry] = {}
         self._undone: dict[int, list[str]] = {}
         for record in records:
@@ -261,11 +265,36 @@ class CommandLedger:
         if result.outcome.status not in _FINAL or result.outcome.code == ID_CONFLICT:
             return
         entry = self._entry(result.command_id)
+        self._note_hold(result)
         if not entry.is_applied:
             entry.begin_again(result.digest)
             entry.began = entry.began or sequence
             entry.intent = entry.deferred = None
             entry.result, entry.attempts = result, 0
+
+    def _note_hold(self, result: CommandResult) -> None:
+        """What holds and frees a run is weighed by the ids that the server gave the entries."""
+        outcome, entry_id = result.outcome, result.origin.entry_id
+        if outcome.status != _APPLIED or not entry_id:
+            return
+        if outcome.command_type == CommandType.COMMAND_RESUME:
+            self.resumed_at = _later(self.resumed_at, entry_id)
+        elif outcome.command_type == CommandType.COMMAND_EMERGENCY:
+            fields = outcome.details.fields
+            if "level" in fields and fields["level"].string_value == "HALT":
+                self.halted_at = _later(self.halted_at, entry_id)
+
+
+def order(entry_id: str) -> tuple[int, int]:
+    """What stream entries are ordered by; before all others if it is no id."""
+    milliseconds, _, number = entry_id.partition("-")
+    if not (milliseconds.isdecimal() and number.isdecimal()):
+        return (-1, -1)
+    return int(milliseconds), int(number)
+
+
+def _later(one: str, other: str) -> str:
+    return max(one, other, key=order)
 
 
 def _place(origin: CommandSource) -> tuple[str, str]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tolaria_bus.leyline import CommandStatus, JournalRecord
+from tolaria_bus.tolaria.recovery.checkpoint_info import parse_name
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointInfo, CheckpointStore
 from tolaria_bus.tolaria.recovery.journal import Journal
 from tolaria_bus.tolaria.recovery.ledger import CommandLedger
 from tolaria_bus.tolaria.recovery.timeline import EFFECTS, LivePath
+
+_SAVED_KEPT = 64
+"""Newest checkpoints that the journal's notes of are at hand; more lie on no disk by default."""
 
 
 @dataclass
@@ -24,6 +29,7 @@ class RunFolder:
         live: Which records lie on the live timeline.
         checkpoints: The store under ``checkpoints/``.
         last_effect: Sequence of the newest record that changes a run; the others are notes.
+        unended: The newest process that worked on the run has not (yet) ended in good order.
         newest_answer: The newest RESULT or DEFERRED record, ``None`` if the run was stopped since.
     """
 
@@ -33,7 +39,9 @@ class RunFolder:
     live: LivePath
     checkpoints: CheckpointStore
     last_effect: int = 0
+    unended: bool = False
     newest_answer: JournalRecord | None = None
+    _saved: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=_SAVED_KEPT))
     _cuts: list[JournalRecord] = field(default_factory=list)
     _told: set[tuple[str, int]] = field(default_factory=set)
 
@@ -125,6 +133,14 @@ class RunFolder:
             and not (self.ledger.is_stop(item) and item.sequence < stopped)
         ]
 
+    def newest_saved(self) -> tuple[str, int] | None:
+        """The newest live checkpoint by the journal's word, and when it was written; no disk."""
+        for name, written_at_ns in reversed(self._saved):
+            step, _, sequence = parse_name(name)
+            if self.live.is_live(sequence, step):
+                return name, written_at_ns
+        return None
+
     def cuts(self) -> list[JournalRecord]:
         """Every rollback of the run, live or not, oldest first."""
         return list(self._cuts)
@@ -147,10 +163,14 @@ class RunFolder:
         self.live.note(record)
         if record.WhichOneof("record") in EFFECTS:
             self.last_effect = record.sequence
+        if record.HasField("started") or record.HasField("stopped"):
+            self.unended = record.HasField("started")
         if record.HasField("result") or record.HasField("deferred"):
             self.newest_answer = record
         elif record.HasField("stopped"):
             self.newest_answer = None
+        if record.HasField("checkpoint"):
+            self._saved.append((record.checkpoint.name, record.written_at_ns))
         if record.HasField("cut"):
             self._cuts.append(record)
         outcome = record.result.outcome

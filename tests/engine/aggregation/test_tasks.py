@@ -1,0 +1,401 @@
+"""The gradient of a step with seeds: each parameter gets what its owner's tasks say."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.engine.aggregation.scene import CPU, Scene, batch, loss, mixed, sample_losses
+from tests.engine.aggregation.vectors import paper
+from tolaria_bus.kasmina import HOST
+from tolaria_bus.tolaria.engine import JobError, OptimizerManager, TrainStep
+from tolaria_bus.tolaria.engine.aggregation.pcgrad import orders
+from tolaria_bus.tolaria.engine.seeding import Domain, mix
+
+STAGES = [("START_GRAFTING", "FINE_TUNE"), ("STABILIZE",), ("EVALUATE", "STABILIZE")]
+POSITION = 7
+
+
+def shared(scene: Scene) -> list[str]:
+    owner = scene.garden.registry.owner
+    return [name for name in scene.parameters() if owner(name) == HOST]
+
+
+def flat(gradients: dict[str, Tensor], names: list[str]) -> Tensor:
+    return torch.cat([gradients[name].flatten() for name in names])
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_without_a_handler_every_parameter_gets_the_gradient_of_the_weighted_losses(stages) -> None:
+    scene = Scene(stages, handler="none")
+    shares = mixed(12, len(stages))
+    by_task, weights = scene.by_task(batch(), shares), scene.weights()
+    scene.garden.says = shares
+    scene.step(batch(), POSITION, 1)
+    for name, gradient in scene.gradients().items():
+        expected = sum(w * g[name] for w, g in zip(weights, by_task, strict=True))
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_pcgrad_is_the_papers_on_shared_parameters_and_a_seeds_own_get_its_task_alone(
+    stages,
+) -> None:
+    scene = Scene(stages)
+    count = 1 + len(stages)
+    shares = mixed(12, len(stages))
+    by_task, weights = scene.by_task(batch(), shares), scene.weights()
+    scene.garden.says = shares
+    scene.step(batch(), POSITION, 2)
+    found = {name: g.double() for name, g in scene.gradients().items()}
+
+    names = shared(scene)
+    generator = torch.Generator().manual_seed(mix(3, Domain.AGGREGATION, 2, POSITION))
+    rows = [flat(each, names) for each in by_task]
+    projected = paper(rows, orders(count, generator))
+    expected = sum(w * g for w, g in zip(weights, projected, strict=True))
+    torch.testing.assert_close(flat(found, names), expected, rtol=1e-4, atol=1e-7)
+    for task, seed_id in enumerate(scene.garden.tasks, 1):
+        for name in scene.garden.registry.of(seed_id):
+            assert torch.equal(found[name].float(), by_task[task][name].float())
+    gram = torch.stack(rows) @ torch.stack(rows).T
+    assert bool((gram < 0).any()), "no conflict: this scene tells nothing"
+
+
+def test_a_handler_of_torchjd_gets_the_weighted_gradients() -> None:
+    scene = Scene(handler="sum")
+    other = Scene(handler="none")
+    for each in (scene, other):
+        each.garden.says = mixed(12, 2)
+        each.step(batch(), POSITION, 1)
+    found, expected = scene.gradients(), other.gradients()
+    for name in shared(scene):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-7)
+    assert shared(scene)
+
+
+@pytest.mark.parametrize("handler", ["mgda", "config"])
+def test_torchjds_aggregate_is_what_the_optimizer_gets(handler) -> None:
+    import torchjd.aggregation
+
+    scene = Scene(handler=handler)
+    shares = mixed(12, 2)
+    names, weights = shared(scene), torch.tensor(scene.weights(), dtype=torch.float64)
+    rows = torch.stack([flat(each, names) for each in scene.by_task(batch(), shares)])
+    scene.garden.says = shares
+    scene.step(batch(), POSITION, 1)
+    name = {"mgda": "MGDA", "config": "ConFIG"}[handler]
+    expected = getattr(torchjd.aggregation, name)()(rows * weights.unsqueeze(1))
+    found = flat({n: g.double() for n, g in scene.gradients().items()}, names)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_where_no_seed_is_a_task_the_step_is_the_plain_one_to_the_bit() -> None:
+    scene = Scene(("GERMINATE", "START_TRAINING"))
+    plain = Scene(("GERMINATE", "START_TRAINING"))
+    step = TrainStep(plain.model, loss, plain.manager, CPU, 3)
+    for position in range(4):
+        one = scene.step(batch(position), position, 1)
+        assert torch.equal(one, step(batch(position), position, 1))
+    for name, parameter in scene.parameters().items():
+        assert torch.equal(parameter, plain.parameters()[name])
+
+
+def test_a_batch_that_is_all_the_hosts_gives_the_plain_gradient() -> None:
+    scene = Scene(handler="none")
+    scene.garden.says = {}
+    scene.without_gradients()
+    loss(scene.model, batch()).backward()  # type: ignore[no-untyped-call]
+    plain = scene.gradients()
+    found = scene.step(batch(), 0, 1)
+    for name, gradient in scene.gradients().items():
+        torch.testing.assert_close(gradient, plain[name])
+    assert not found.requires_grad
+
+
+def test_the_loss_that_is_told_is_the_plain_mean() -> None:
+    for handler in ("none", "pcgrad"):
+        scene = Scene(handler=handler)
+        expected = loss(scene.model, batch()).detach()
+        torch.testing.assert_close(scene.step(batch(), 0, 1), expected)
+
+
+def test_what_the_batch_carries_comes_before_what_kasmina_says() -> None:
+    x, y = batch()
+    whole = {"x": x, "y": y, "attribution": {"a": torch.ones(12)}}
+    scene = Scene(handler="none")
+    scene.garden.says = {"b": torch.ones(12)}
+    scene.step(whole, 0, 1)
+    assert [r.share for r in scene.tasks.watch.readings()] == [0.0, 1.0, 0.0]
+
+
+def test_the_probe_measures_by_how_much_a_seed_moved_its_slots_features() -> None:
+    scene = Scene(("START_GRAFTING", "STABILIZE"), handler="none")
+    scene.garden.advance(1)
+    model, x = scene.model, batch()[0]
+    alpha = scene.garden.task_weights()["a"]
+    assert 0 < alpha < 1
+    first = model[1](model[0](x))
+    moved = alpha * (model[2].seed(first) - first).norm(dim=1) / first.norm(dim=1)
+    second = model[4](model[3](model[2](first)))
+    whole = (model[5].seed(second) - second).norm(dim=1) / second.norm(dim=1)
+    with scene.garden.probe() as probe:
+        model(x)
+    found = probe.shares(12)
+    torch.testing.assert_close(found["a"], (moved / (1 + moved + whole)).detach())
+    torch.testing.assert_close(found["b"], (whole / (1 + moved + whole)).detach())
+    # Nothing is kept of a pass outside.
+    model(x)
+    assert model[2].graft.tap is None
+    scene.step(batch(), 0, 1)
+    host = 1 - sum(float(each.mean()) for each in found.values())
+    assert scene.tasks.watch.readings()[0].share == pytest.approx(host, rel=1e-5)
+
+
+def test_a_seed_that_is_still_the_identity_has_no_share_and_one_without_samples_first_a_mean() -> (
+    None
+):
+    scene = Scene(("STABILIZE", "STABILIZE"))
+    with torch.no_grad():
+        for parameter in scene.model[2].seed.parameters():
+            parameter.zero_()
+    with scene.garden.probe() as probe:
+        scene.model(batch()[0])
+    assert not probe.shares(12)["a"].any()
+    spread = probe.shares(4)["b"]
+    assert spread.shape == (4,)
+    assert bool((spread == spread[0]).all())
+    assert spread[0] > 0
+
+
+def test_a_slot_that_nothing_passed_through_has_no_share() -> None:
+    scene = Scene()
+    with scene.garden.probe() as probe:
+        pass
+    assert probe.shares(12) == {}
+
+
+def not_finite_for(row: int) -> Any:
+    """One sample's gradient overflows, where there is any of it."""
+
+    def losses(model: nn.Module, batch: Any) -> Tensor:
+        found = sample_losses(model, batch)
+        huge = torch.ones_like(found)
+        huge[row] = 1e38
+        found.register_hook(lambda gradient: gradient * huge * huge)  # type: ignore[no-untyped-call]
+        return found
+
+    return losses
+
+
+@pytest.mark.parametrize("handler", ["pcgrad", "config"])
+def test_a_gradient_that_is_not_finite_is_left_out_and_counted(handler) -> None:
+    # Sample 3 is the first seed's alone, so that its task alone is spoilt.
+    shares = torch.zeros(12, 3)
+    shares[:, 0], shares[6:, 0], shares[6:, 2] = 1.0, 0.5, 0.5
+    shares[3] = torch.tensor([0.0, 1.0, 0.0])
+    spoilt = Scene(handler=handler, losses=not_finite_for(3))
+    spoilt.garden.says = shares
+    spoilt.step(batch(), POSITION, 1)
+    without = Scene(handler=handler)
+    empty = shares.clone()
+    empty[3, 1] = 1.0
+    without.garden.says = empty
+    weights = without.garden.task_weights()
+    without.garden.task_weights = lambda: {**weights, "a": 0.0}  # type: ignore[method-assign]
+    without.step(batch(), POSITION, 1)
+    found, expected = spoilt.gradients(), without.gradients()
+    for name, gradient in found.items():
+        owner = spoilt.garden.registry.owner(name)
+        if owner == "a":
+            assert not gradient.any()
+        else:
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+    assert [r.left_out for r in spoilt.tasks.watch.readings()] == [0, 1, 0]
+    assert [r.left_out for r in without.tasks.watch.readings()] == [0, 0, 0]
+
+
+def test_samples_with_no_shares_are_the_hosts_and_counted() -> None:
+    scene = Scene()
+    shares = mixed(12, 2)
+    shares[2] = float("nan")
+    shares[5, 1] = -1.0
+    scene.garden.says = shares
+    scene.step(batch(), 0, 1)
+    scene.step(batch(), 1, 1)
+    assert scene.tasks.watch.refused == 4
+    assert all(torch.isfinite(p).all() for p in scene.model.parameters())
+
+
+def test_readings_tell_of_each_task() -> None:
+    scene = Scene()
+    shares = mixed(12, 2)
+    by_task = scene.by_task(batch(), shares)
+    scene.garden.says = shares
+    scene.step(batch(), POSITION, 1)
+    names = shared(scene)
+    rows = torch.stack([flat(each, names) for each in by_task])
+    readings = scene.tasks.watch.readings()
+    assert [r.task for r in readings] == ["host", "a", "b"]
+    for task, reading in enumerate(readings):
+        assert reading.share == pytest.approx(float(shares[:, task].mean()), rel=1e-5)
+        assert reading.norm == pytest.approx(float(rows[task].norm()), rel=1e-4)
+        assert reading.conflicts == int(bool((rows @ rows[task] < 0).any()))
+    assert math.isnan(readings[0].own_norm)
+    own = scene.garden.registry.of("a")
+    assert readings[1].own_norm == pytest.approx(
+        float(flat(by_task[1], list(own)).norm()), rel=1e-4
+    )
+    assert readings[1].mask == sum(scene.parameters()[name].numel() for name in own)
+    assert readings[0].mask == sum(scene.parameters()[name].numel() for name in names)
+    # Counts go on where a seed stays a task, and begin with one that becomes it.
+    before = {r.task: r.conflicts for r in readings}
+    scene.do("EVALUATE", "a")
+    scene.step(batch(), POSITION + 1, 1)
+    assert all(r.conflicts >= before[r.task] for r in scene.tasks.watch.readings())
+
+
+def test_without_a_handler_nobody_knows_a_tasks_norm() -> None:
+    scene = Scene(("STABILIZE",), handler="none")
+    assert scene.tasks.watch.readings() == []
+    scene.step(batch(), 0, 1)
+    host, seed = scene.tasks.watch.readings()
+    assert math.isnan(host.norm)
+    assert math.isnan(seed.norm)
+    assert seed.own_norm > 0
+    assert seed.mask > 0
+
+
+def test_in_conservative_mode_there_is_no_handler() -> None:
+    careful, plain = Scene(), Scene(handler="none")
+    for position in range(3):
+        careful.step(batch(position), position, 1, conservative=True)
+        plain.step(batch(position), position, 1)
+    for name, parameter in careful.parameters().items():
+        assert torch.equal(parameter, plain.parameters()[name])
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        (loss, r"a tensor of shape \(\), gradient: True; they must be .* \(samples, ...\)"),
+        (lambda model, batch: [1.0], "are a list"),
+        (lambda model, batch: torch.ones(12), r"shape \(12,\), gradient: False"),
+    ],
+)
+def test_losses_of_samples_that_are_none_are_an_error_of_one_line(losses, words) -> None:
+    scene = Scene(("STABILIZE",), losses=lambda model, batch: losses(model, batch))
+    before = scene.model[0].weight.detach().clone()
+    with pytest.raises(JobError, match=words):
+        scene.step(batch(), 0, 1)
+    assert torch.equal(scene.model[0].weight, before)
+
+
+def test_an_attribution_of_a_wrong_shape_is_an_error_of_one_line() -> None:
+    scene = Scene(("STABILIZE",))
+    scene.garden.says = torch.ones(12, 5)
+    with pytest.raises(JobError, match=r"Kasmina's attribute_batch\(batch\) is a tensor of shape"):
+        scene.step(batch(), 0, 1)
+
+
+def test_a_parameter_that_the_loss_does_not_reach_gets_none() -> None:
+    scene = Scene(("STABILIZE",))
+    unused = nn.Parameter(torch.ones(2))
+    scene.model.register_parameter("unused", unused)
+    scene.manager.add_parameters("host.1", {"unused": unused})
+    frozen = scene.model[0].bias.requires_grad_(False)
+    scene.step(batch(), 0, 1)
+    assert unused.grad is None
+    assert frozen.grad is None
+    assert scene.model[0].weight.grad is not None
+
+
+def test_a_gradient_that_autograd_shares_between_parameters_is_not_added_to_itself() -> None:
+    class Sums(nn.Module):
+        """Both of its parameters get one and the same tensor, expanded from one number."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + (self.a + self.b).sum()
+
+    scene = Scene(("STABILIZE",))
+    sums = Sums()
+    scene.model[1] = nn.Sequential(nn.Tanh(), sums)
+    scene.manager.add_parameters("host.1", {"1.1.a": sums.a, "1.1.b": sums.b})
+    shares = mixed(12, 1)
+    by_task, weights = scene.by_task(batch(), shares), scene.weights()
+    rows = [flat(each, shared(scene)) for each in by_task]
+    generator = torch.Generator().manual_seed(mix(3, Domain.AGGREGATION, 1, POSITION))
+    expected = sum(w * g for w, g in zip(weights, paper(rows, orders(2, generator)), strict=True))
+    scene.garden.says = shares
+    scene.step(batch(), POSITION, 1)
+    found = {name: g.double() for name, g in scene.gradients().items()}
+    torch.testing.assert_close(flat(found, shared(scene)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_parameter_may_be_frozen_between_two_steps() -> None:
+    scene = Scene(("STABILIZE",))
+    scene.step(batch(), 0, 1)
+    before = scene.model[0].weight.requires_grad_(False).clone()
+    scene.step(batch(), 1, 1)
+    assert torch.equal(scene.model[0].weight, before)
+
+
+def test_sparse_gradients_are_an_error_of_one_line() -> None:
+    class Embeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(3, 4, sparse=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = x + self.table(torch.arange(len(x)) % 3)
+            return found
+
+    scene = Scene(("STABILIZE",))
+    embeds: Any = Embeds()
+    scene.model[0] = nn.Sequential(embeds, scene.model[0])
+    scene.manager.add_parameters("host.1", {"0.0.table.weight": embeds.table.weight})
+    with pytest.raises(JobError, match="a gradient is sparse"):
+        scene.step(batch(), 0, 1)
+
+
+def test_losses_of_several_dimensions_are_each_samples_mean() -> None:
+    def per_class(model: nn.Module, batch: Any) -> Tensor:
+        return sample_losses(model, batch).unsqueeze(1) * torch.tensor([0.5, 1.5])
+
+    one, other = Scene(losses=per_class), Scene()
+    for scene in (one, other):
+        scene.garden.says = mixed(12, 2)
+        scene.step(batch(), 0, 1)
+    for name, parameter in one.parameters().items():
+        torch.testing.assert_close(parameter, other.parameters()[name])
+
+
+def test_the_registry_decides_and_the_optimizer_manager_is_asked_anew() -> None:
+    scene = Scene(("STABILIZE",))
+    scene.step(batch(), 0, 1)
+    assert [r.task for r in scene.tasks.watch.readings()] == ["host", "a"]
+    scene.grow("b", "5", "STABILIZE")
+    scene.step(batch(), 1, 1)
+    assert [r.task for r in scene.tasks.watch.readings()] == ["host", "a", "b"]
+    for name in scene.garden.registry.of("b"):
+        assert name in scene.gradients()
+    scene.do("CULL", "a")
+    scene.manager.remove_group("seed:a")
+    scene.step(batch(), 2, 1)
+    assert [r.task for r in scene.tasks.watch.readings()] == ["host", "b"]
+
+
+def test_a_manager_of_another_optimizer_is_no_hindrance() -> None:
+    scene = Scene(optimizer=lambda p: torch.optim.AdamW(p, lr=0.01))
+    for position in range(3):
+        scene.step(batch(position), position, 1)
+    assert isinstance(scene.manager, OptimizerManager)
+    assert all(torch.isfinite(p).all() for p in scene.model.parameters())

@@ -1,0 +1,292 @@
+"""A run's level: raised and lowered by what happens, told once, the same after any death."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
+from tests.trainer.lives import Poisoned, Power
+from tests.trainer.test_commands import GERMINATE, RESUME
+from tests.trainer.test_died_on_the_way import Died
+from tests.trainer.test_recovery import Explodes
+from tests.trainer.test_rollback import AlwaysBad
+from tolaria_bus.leyline import CommandStatus, EmergencyLevel, EmergencySignal
+from tolaria_bus.leyline.codec import short_name
+from tolaria_bus.safety.emergency_signal import checksum
+from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
+from tolaria_bus.tolaria.recovery.journal import read_records
+
+EMERGENCY = """{"commandId": "%s", "commandType": "EMERGENCY", "emergency": {"level": "%s"},
+    "annotations": {"reason": "smoke"}}"""
+HALT = EmergencyLevel.EMERGENCY_LEVEL_HALT
+
+
+def told(run: Run) -> list[str]:
+    return [short_name(EmergencyLevel, signal.level).lower() for signal in run.outbound.signals]
+
+
+def eased(run: Run) -> list[tuple[int, str]]:
+    return [
+        (packet.global_step, event.attributes["level"])
+        for packet, _ in run.outbound.packets
+        for event in packet.events
+        if event.event_id == "emergency_eased" and not packet.replayed
+    ]
+
+
+def test_a_rollback_elevates_and_a_second_one_is_conservative(make_run) -> None:
+    run = make_run(job=Explodes(times=3), epochs=8, rollback_limit=9, emergency_clean_steps=1000)
+    run.send(GERMINATE, at_step=4 * STEPS_PER_EPOCH)
+    summary = run.train()
+    assert told(run) == ["elevated", "conservative"]
+    assert summary.mode == "conservative"
+    assert run.outcome("g").code == "conservative"
+    for signal in run.outbound.signals:
+        assert signal.payload_checksum == checksum(signal)
+        assert signal.attributes["cause"] == "loss_not_finite"
+        assert signal.attributes["scope"] == "self"
+
+
+def test_clean_stretches_lower_it_step_by_step_and_leave_conservative_mode(make_run) -> None:
+    run = make_run(epochs=4, emergency_clean_steps=10)
+    run.send(EMERGENCY % ("e", "CONSERVATIVE"), at_step=5)
+    run.send(GERMINATE, at_step=14)
+    run.send(GERMINATE.replace('"g"', '"g2"'), at_step=16)
+    summary = run.train()
+    assert eased(run) == [(15, "elevated"), (25, "notice"), (35, "none")]
+    assert run.outcome("g").code == "conservative"
+    assert run.outcome("g2").code == "ok"
+    assert summary.mode == "running"
+
+
+def test_conservative_mode_that_somebody_asked_for_is_not_left_with_the_emergency(make_run) -> None:
+    run = make_run(epochs=4, emergency_clean_steps=10)
+    run.send('{"commandId": "m", "commandType": "MODE", "mode": {"conservative": true}}')
+    run.send(EMERGENCY % ("e", "CONSERVATIVE"), at_step=5)
+    assert run.train().mode == "conservative"
+
+
+def test_a_halt_is_not_lowered_by_time_and_a_resume_leaves_it_conservative(make_run) -> None:
+    run = make_run(epochs=4, emergency_clean_steps=1)
+
+    class Resumes(RecordingOutbound):
+        def outcome(self, outcome: Any, delivery: Any) -> None:
+            super().outcome(outcome, delivery)
+            if outcome.command_id == "h" and outcome.code == "ok":
+                run.send(EMERGENCY % ("n", "NOTICE"))
+                run.send(RESUME)
+
+    run.outbound = Resumes()
+    run.send(EMERGENCY % ("h", "HALT"), at_step=5)
+    summary = run.train()
+    assert run.outcome("h").details["at"] == "halt"
+    assert run.outcome("h").details["checkpoint"].startswith("step-00000005")
+    assert run.outcome("h").details["checkpoint_step"] == 5
+    assert run.outcome("n").details["at"] == "halt"
+    assert run.outcome("r").details["mode"] == "conservative"
+    assert eased(run) == [(6, "elevated"), (7, "notice"), (8, "none")]
+    assert summary.mode == "running"
+
+
+class StopsAtHalt(RecordingOutbound):
+    """Ends the process in good order once the run has told of a HALT."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def emergency(self, signal: EmergencySignal) -> None:
+        super().emergency(signal)
+        if signal.level == HALT:
+            self.run.mailbox.request_stop("signal")
+
+
+def halted(run: Run) -> list[dict[str, str]]:
+    return [
+        dict(event.attributes)
+        for packet in run.outbound.alerts()
+        for event in packet.events
+        if event.event_id == "halted"
+    ]
+
+
+def test_a_halt_from_inside_is_durable_says_its_step_and_survives_restarts(make_run) -> None:
+    options: dict[str, Any] = {"rollback_limit": 2, "snapshot_every_steps": 8}
+    run = make_run(job=AlwaysBad(), **options)
+    run.outbound = StopsAtHalt(run)
+    summary = run.train()
+    assert (summary.mode, told(run)) == ("halted", ["elevated", "halt"])
+    (alert,) = halted(run)
+    assert alert["checkpoint_step"] == str(summary.steps) == "16"
+    assert (run.path / "checkpoints" / alert["checkpoint"]).is_dir()
+    again = make_run(job=Moons(), **options)
+    again.mailbox.request_stop("signal")
+    still = again.train()
+    assert (still.mode, still.steps, told(again), halted(again)) == ("halted", 16, [], [])
+    freed = make_run(job=Moons(), **options)
+    freed.send(RESUME)
+    assert freed.train().stopped_by == "finished"
+
+
+class Dies(RecordingOutbound):
+    """The process dies when it sends its nth signal: before that is safe, or after."""
+
+    def __init__(self, nth: int, *, said: bool) -> None:
+        super().__init__()
+        self.left, self.said = nth, said
+
+    def emergency(self, signal: EmergencySignal) -> None:
+        self.left -= 1
+        if self.left or self.said:
+            super().emergency(signal)
+        if not self.left:
+            raise Died
+
+
+def ids(*runs: Run) -> list[str]:
+    return [signal.attributes["signal_id"] for run in runs for signal in run.outbound.signals]
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("said", [False, True])
+def test_a_process_that_dies_at_its_own_signal_comes_to_the_same_one_again(
+    make_run, nth: int, said: bool
+) -> None:
+    options: dict[str, Any] = {"job": Poisoned(), "epochs": 8, "rollback_limit": 3}
+    whole = make_run("whole", **options)
+    whole.outbound = StopsAtHalt(whole)
+    end = whole.train()
+    assert told(whole) == ["elevated", "conservative", "halt"]
+    run = make_run("run", **options)
+    run.outbound = Dies(nth, said=said)
+    with pytest.raises(Died):
+        run.train()
+    again = make_run("run", **options)
+    again.outbound = StopsAtHalt(again)
+    summary = again.train()
+    assert set(ids(run, again)) == set(ids(whole))
+    assert len(ids(run, again)) == 3 + said
+    assert (summary.mode, summary.weights_sha256) == ("halted", end.weights_sha256)
+
+
+class Copies(RecordingOutbound):
+    """Copies the run's folder when the level has fallen: what a disk holds at that moment."""
+
+    def __init__(self, run: Run, copy: Path, nth: int) -> None:
+        super().__init__()
+        self.run, self.copy, self.left = run, copy, nth
+
+    def telemetry(self, packet: Any, priority: Any) -> None:
+        super().telemetry(packet, priority)
+        if any(event.event_id == "emergency_eased" for event in packet.events):
+            self.left -= 1
+            if self.left == 0:
+                Power(self.run.path, self.copy).fails()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_power_lost_where_a_level_falls_ends_in_the_same_bits_and_decides_nothing_again(
+    make_run, tmp_path: Path, nth: int
+) -> None:
+    options: dict[str, Any] = {"epochs": 4, "emergency_clean_steps": 7}
+    run = make_run("run", **options)
+    run.outbound = Copies(run, tmp_path / "copy", nth)
+    run.send(EMERGENCY % ("e", "CONSERVATIVE"), at_step=5)
+    run.send(GERMINATE, at_step=13)
+    whole = run.train()
+    again = make_run("copy", **options)
+    summary = again.train()
+    assert summary.weights_sha256 == whole.weights_sha256
+    assert len(eased(again)) == 3 - nth
+    decisions = [item for item in read_records(again.path) if item.HasField("decision")]
+    assert [item.step for item in decisions] == [12, 19, 26]
+
+
+def test_a_higher_level_is_published_more_often_and_in_each_packet(make_run) -> None:
+    run = make_run(epochs=2, emergency_clean_steps=10)
+    run.send(EMERGENCY % ("e", "ELEVATED"), at_step=5)
+    run.train()
+    levels = {
+        packet.global_step: metric.value
+        for packet, _ in run.outbound.packets
+        for metric in packet.metrics
+        if metric.name == "tolaria.emergency.level"
+    }
+    assert levels == dict.fromkeys(range(6, 16), 2.0) | dict.fromkeys(range(16, 26), 1.0)
+
+
+SIGNAL = EMERGENCY.replace('"%s", "commandType"', '"signal:%s", "commandType"')
+
+
+def answers(run: Run) -> dict[str, tuple[str, str]]:
+    return {
+        item.command_id: (short_name(CommandStatus, item.status), item.code)
+        for item in run.outbound.outcomes
+    }
+
+
+def test_a_resume_cancels_every_signal_of_an_earlier_entry_in_a_later_life_too(make_run) -> None:
+    run = make_run(steps=5)
+    run.send(RESUME, entry="500-0")
+    run.send(SIGNAL % ("before", "HALT"), entry="499-9")
+    run.train()
+    # EMERGENCY goes first at a fence: this one halted the run, and the RESUME freed it.
+    assert answers(run) == {"signal:before": ("APPLIED", "ok"), "r": ("APPLIED", "ok")}
+    again = make_run(steps=9)
+    again.send(SIGNAL % ("late", "HALT"), entry="499-8")
+    again.send(EMERGENCY % ("fleet", "CONSERVATIVE"), entry="500-0")
+    assert again.train().steps == 9
+    assert again.outcome("signal:late").code == "cancelled"
+    assert "500-0" in again.outcome("signal:late").reason
+    assert again.outcome("fleet").code == "ok"
+    assert told(again) == ["conservative"]
+
+
+def test_a_resume_that_was_sent_before_a_halt_does_not_end_it(make_run) -> None:
+    run = make_run()
+
+    class Resumes(RecordingOutbound):
+        def outcome(self, outcome: Any, delivery: Any) -> None:
+            super().outcome(outcome, delivery)
+            if outcome.command_id == "signal:h":
+                run.send(RESUME.replace('"r"', '"early"'), entry="499-0")
+            elif outcome.command_id == "early":
+                run.send(RESUME, entry="501-0")
+
+    run.outbound = Resumes()
+    run.send(SIGNAL % ("h", "HALT"), entry="500-0")
+    assert run.train().stopped_by == "finished"
+    assert answers(run)["early"] == ("REJECTED", "superseded")
+    assert answers(run)["r"] == ("APPLIED", "ok")
+
+
+def test_a_signal_that_comes_by_two_ways_is_obeyed_once(make_run) -> None:
+    run = make_run()
+    run.send(SIGNAL % ("s", "ELEVATED"), entry="7-0")
+    run.train()
+    again = make_run(epochs=5)
+    again.send(SIGNAL % ("s", "ELEVATED"), entry="9-0")
+    again.train()
+    assert (told(run), told(again)) == (["elevated"], [])
+    assert answers(again) == {"signal:s": ("DUPLICATE", "duplicate")}
+
+
+@pytest.mark.parametrize(
+    ("emergency", "says"),
+    [
+        ("{}", "notice, elevated"),
+        ('{"level": "HALT", "scope": "mine"}', "self, run, pattern or all"),
+        ('{"level": "HALT", "scope": "pattern"}', "glob"),
+        ('{"level": "HALT", "scope": "all", "runs": "exp-*"}', "glob"),
+    ],
+)
+def test_an_emergency_that_means_nothing_is_refused(make_run, emergency: str, says: str) -> None:
+    run = make_run(steps=5)
+    run.send(f'{{"commandId": "x", "commandType": "EMERGENCY", "emergency": {emergency}}}')
+    assert run.train().steps == 5
+    assert run.outcome("x").code == "bad_payload"
+    assert says in run.outcome("x").reason
+    assert run.outbound.signals == []

@@ -1,0 +1,47 @@
+"""Obeying what a supervisor passes on: signals of the workers beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import anyio
+from google.protobuf.message import DecodeError
+
+from tolaria_bus.safety.emergency_signal import UnusableSignal
+from tolaria_bus.safety.passing import PassedOn
+from tolaria_bus.tolaria.control.mailbox import Mailbox
+from tolaria_bus.worker.bridge import passed_delivery
+
+LOOK_SECONDS: Final = 0.02
+"""A HALT has 100 ms from its cause to the trainer; the supervisor needs as long for its look."""
+
+
+async def obey_passed_on(
+    folder: Path,
+    run: str,
+    mailbox: Mailbox,
+    on_event: Callable[[str, Mapping[str, str]], None],
+) -> None:
+    """Hand what is passed on to the trainer, until cancelled.
+
+    The same signal comes by the bus as well, before or after: it has one id, and is obeyed once.
+
+    Args:
+        folder: The run's.
+        run: Its id.
+        mailbox: Where commands go.
+        on_event: Told ``signal_refused``.
+    """
+    with PassedOn(folder) as inbox:
+        while True:
+            try:
+                for signal in inbox.take():
+                    delivery = passed_delivery(signal, run)
+                    if delivery is not None:
+                        mailbox.post(delivery)
+            except (DecodeError, UnusableSignal) as error:
+                detail = {"stream": folder.name, "reason": "malformed", "detail": str(error)}
+                on_event("signal_refused", detail)
+            await anyio.sleep(LOOK_SECONDS)
