@@ -110,11 +110,15 @@ def test_a_state_is_judged_by_the_beats_age_the_lease_and_what_was_told(
 def test_a_page_has_all_of_it_in_80_columns() -> None:
     note = {"reason": "a test " * 20, "by": "operator/ann", "since_step": 1000, "since": NOW - 9}
     mode = {"conservative": {**note, "off": ["profiling"], "ends": "send mode normal"}}
+    level = {"level": "conservative", "cause": "loss_spike", "reason": "loss 9.1", "by": "tolaria"}
+    mode["emergency"] = {**level, "since_step": 1100, "falls_at_step": 1600}
     lines = list(page(seen(mode="conservative", **mode), colour=False))
     text = " ".join(" ".join(lines).split())
     assert max(map(len, lines)) <= 80
     assert lines[0] == "first CONSERVATIVE"
     for words in (
+        "emergency CONSERVATIVE since step 1100 by tolaria: loss 9.1 (loss_spike)",
+        "falls at step 1600 if nothing happens",
         "digits on machine, pid 12",
         "heard of 0.5 s ago",
         "step 1200/9000, epoch 3/20, timeline 2",
