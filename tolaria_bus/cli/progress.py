@@ -23,11 +23,17 @@ def in_words(progress: Progress) -> str:
         "" if isnan(progress.loss) else f"loss {progress.loss:.4g}",
         "" if progress.accuracy is None else f"accuracy {progress.accuracy:.2%}",
         f"lr {progress.lr:.3g}",
-        f"{progress.steps_per_second:.3g} steps/s" if progress.steps_per_second else "",
+        _speed(progress.steps_per_second),
         f"timeline {progress.timeline}" if progress.timeline > 1 else "",
         progress.mode.upper() if progress.mode != "running" else "",
     ]
     return "  ".join(filter(None, words))
+
+
+def _speed(steps_per_second: float) -> str:
+    if not steps_per_second:
+        return ""
+    return f"{steps_per_second:.{0 if steps_per_second >= 10 else 2}f} steps/s"
 
 
 @contextmanager
