@@ -338,12 +338,10 @@ def test_a_gradient_that_autograd_shares_between_parameters_is_not_added_to_itse
 
         def __init__(self) -> None:
             super().__init__()
-            for name in ("a", "b", "c", "d"):
-                self.register_parameter(name, nn.Parameter(torch.zeros(8)))
+            self.a, self.b, self.c, self.d = (nn.Parameter(torch.zeros(8)) for _ in range(4))
 
         def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = x + (self.a + self.b) + (self.c + self.d).sum()
-            return found
+            return x + (self.a + self.b) + (self.c + self.d).sum()
 
     scene = Scene(("STABILIZE",))
     sums = Sums()
