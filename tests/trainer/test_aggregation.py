@@ -20,7 +20,7 @@ from tolaria_bus.tolaria.engine.job import view
 from tolaria_bus.tolaria.recovery.recording import Recording
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.replay import Replay, recorded_settings
-from tolaria_bus.tolaria.trainer import InexactResume
+from tolaria_bus.tolaria.resuming import InexactResume
 
 
 class Sampled(Slotted):

@@ -1,10 +1,10 @@
 """Where the output channels of a layer go in a model, and so what must be cut with them.
 
 The model's forward is traced with ``torch.fx``. From the layer on, its channels are followed
-through what keeps them apart (activations, dropout, pooling, batch norms, a flatten) to the
-convolutions and linear layers that take them in. Anything else on the way (an addition, a
-concatenation, a seed or its slot, the model's output) ties the channels to something that is not to
-be cut: refused.
+through what keeps them apart (activations, dropout, pooling, batch norms, a flatten, a ``SeedSlot``
+in which nothing grows) to the convolutions and linear layers that take them in. Anything else on
+the way (an addition, a concatenation, a seed, the model's output) ties the channels to something
+that is not to be cut: refused.
 """
 
 from collections.abc import Mapping
@@ -65,6 +65,7 @@ class Use:
         repeat: How many neighbours along it belong to one channel (the pixels, behind a flatten).
         takes_in: It is the weight of a layer that takes the channels in.
         parts: How often all channels come along it, one after the other.
+        slot: It is no tensor but an empty ``SeedSlot``, whose width they are.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Use:
     repeat: int = 1
     takes_in: bool = False
     parts: int = 1
+    slot: bool = False
 
 
 class _Tracer(fx.Tracer):
@@ -161,7 +163,9 @@ class _Walk:
         module = self._modules[name]
         if sum(call.target == name for call in self._calls) > 1:
             raise refused(self._target, f"its channels go into {name}, which is called twice")
-        if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+        if isinstance(module, SeedSlot):
+            self._slot(user, name, module, flat=flat)
+        elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             self.go(user, flat=True)
         elif type(module) in _PASS_MODULES:
             self.go(user, flat=flat)
@@ -175,6 +179,16 @@ class _Walk:
             self.uses.append(Use(f"{name}.weight", 1, width // self._channels, takes_in=True))
         else:
             raise refused(self._target, f"its channels go into {name}, a {type(module).__name__}")
+
+    def _slot(self, user: fx.Node, name: str, slot: SeedSlot, *, flat: bool) -> None:
+        if slot.seed is not None:
+            raise refused(self._target, f"its channels go into {name}, where a seed grows")
+        if flat or slot.features != self._channels:
+            raise refused(
+                self._target, f"its channels go into {name}, a SeedSlot of {slot.features} features"
+            )
+        self.uses.append(Use(name, 0, slot=True))
+        self.go(user, flat=flat)
 
 
 def _flattens(node: fx.Node) -> bool:

@@ -22,6 +22,7 @@ from tolaria_bus.kasmina.gates import GateReading, Limits
 from tolaria_bus.kasmina.heads import heads_of, layout_of, tell_heads
 from tolaria_bus.kasmina.operations import Moment
 from tolaria_bus.kasmina.parameters import Parameter, settled
+from tolaria_bus.kasmina.slot import SeedSlot
 
 VALUES: Mapping[str, Parameter] = {
     # By what share the held-out loss may be higher afterwards.
@@ -79,7 +80,7 @@ class Pruned:
 
 
 class Shapes:
-    """The shapes of a model's tensors that pruning has changed, and how to have them again."""
+    """The shapes that pruning has changed, of tensors and slots, and how to have them again."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -145,9 +146,12 @@ class Shapes:
         parameters = dict(self._model.named_parameters())
         narrowed = []
         for use in plan.uses:
+            self._full.setdefault(use.name, self._shape(use.name))
+            if use.slot:
+                self._set_shape(use.name, [len(plan.keep)])
+                continue
             tensor = self._tensor(use.name)
             keep = _spread(plan.keep, plan.channels, use).to(tensor.device)
-            self._full.setdefault(use.name, list(tensor.shape))
             _replace(tensor, tensor.detach().index_select(use.dim, keep))
             if use.name in parameters:
                 narrowed.append(Narrowed(use.name, use.dim, keep))
@@ -157,21 +161,25 @@ class Shapes:
         return Pruned(plan.target, removed, size - left, tuple(narrowed), reading)
 
     def written(self) -> dict[str, list[int]]:
-        """Return the present shape of every tensor whose shape was changed."""
-        return {name: list(self._tensor(name).shape) for name in self._full}
+        """Return the present shape of everything whose shape was changed."""
+        return {name: self._shape(name) for name in self._full}
 
-    def rebuild(self, wanted: Mapping[str, list[int]]) -> None:
-        """Give every tensor the shape of ``wanted``, or its first one; new values are zeros."""
-        changed = []
+    def rebuild(self, wanted: Mapping[str, list[int]]) -> set[str]:
+        """Give everything the shape of ``wanted``, or its first one; new values are zeros.
+
+        Returns:
+            The names of what has another shape now.
+        """
+        changed = set()
         for name in {**self._full, **wanted}:
-            tensor = self._tensor(name)
-            full = self._full.setdefault(name, list(tensor.shape))
+            full = self._full.setdefault(name, self._shape(name))
             shape = wanted.get(name, full)
-            if list(tensor.shape) != list(shape):
-                _replace(tensor, tensor.new_zeros(shape))
-                changed.append(name)
+            if self._shape(name) != list(shape):
+                self._set_shape(name, shape)
+                changed.add(name)
         self._full = {name: full for name, full in self._full.items() if name in wanted}
         self._tell_modules(changed)
+        return changed
 
     @contextmanager
     def _silenced(self, plan: PruningPlan) -> Iterator[None]:
@@ -190,11 +198,26 @@ class Shapes:
             for weight, before in kept:
                 weight.copy_(before)
 
-    def _tensor(self, name: str) -> Tensor:
+    def _named(self, name: str) -> Any:
+        """A tensor, or a ``SeedSlot``."""
         path, _, own = name.rpartition(".")
-        tensor = getattr(self._model.get_submodule(path), own)
+        return getattr(self._model.get_submodule(path), own)
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor = self._named(name)
         assert isinstance(tensor, Tensor)
         return tensor
+
+    def _shape(self, name: str) -> list[int]:
+        found = self._named(name)
+        return [found.features] if isinstance(found, SeedSlot) else list(found.shape)
+
+    def _set_shape(self, name: str, shape: list[int]) -> None:
+        found = self._named(name)
+        if isinstance(found, SeedSlot):
+            (found.features,) = shape
+        else:
+            _replace(found, found.new_zeros(shape))
 
     def _tell_modules(self, names: Iterable[str]) -> None:
         """Let modules know their width by their weights."""
