@@ -204,6 +204,14 @@ class Settings(BaseSettings):
         le=600_000.0,
         description="What an epoch's end may cost, in ms, validation and checkpoint apart.",
     )
+    tamiyo: Literal["off", "overlapped", "blocking"] = Field(
+        "overlapped",
+        description="Whose answers are taken: nobody's; or Tamiyo's, while training goes on, or"
+        " waited for.",
+    )
+    tamiyo_seconds: float = Field(
+        2.0, ge=0.01, le=60.0, description="How long a blocking run waits for Tamiyo's answer."
+    )
 
     # Being watched
     hang_seconds: float = Field(

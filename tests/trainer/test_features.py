@@ -10,7 +10,7 @@ from tests.trainer.lives import Power
 from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
 from tolaria_bus.settings import SettingError
 from tolaria_bus.tolaria.recovery.journal import read_records
-from tolaria_bus.tolaria.trainer import InexactResume
+from tolaria_bus.tolaria.resuming import InexactResume
 
 
 def grow(run: Run) -> None:
