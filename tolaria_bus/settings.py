@@ -204,6 +204,14 @@ class Settings(BaseSettings):
         le=600_000.0,
         description="What an epoch's end may cost, in ms, validation and checkpoint apart.",
     )
+    tamiyo: Literal["off", "overlapped", "blocking"] = Field(
+        "overlapped",
+        description="Whose answers are taken: nobody's; or Tamiyo's, while training goes on, or"
+        " waited for.",
+    )
+    tamiyo_seconds: float = Field(
+        2.0, ge=0.01, le=60.0, description="How long a blocking run waits for Tamiyo's answer."
+    )
 
     # Being watched
     hang_seconds: float = Field(
@@ -235,7 +243,7 @@ class Settings(BaseSettings):
     )
     profile_keep: int = Field(5, ge=1, le=1000, description="Traces kept in the run's folder.")
     profile_max_mb: int = Field(
-        100, ge=1, le=100_000, description="A trace has fewer steps rather than more MB."
+        50, ge=1, le=100_000, description="A trace has fewer steps rather than more MB."
     )
     drain_seconds: float = Field(
         20.0, ge=0.1, le=3600.0, description="A stop finishes the step, saves, flushes within this."

@@ -143,6 +143,17 @@ def as_plain(command: AdaptationCommand) -> object:
                 "circuitBreaker": {"desiredState": "HALF_OPEN", "breaker": "tamiyo"},
             },
         ),
+        (
+            compose.prune("blocks.0.expand", 0.25, ["impact=0.02"]),
+            {
+                "commandType": "STRUCTURAL_PRUNING",
+                "structuralPruning": {
+                    "target": "blocks.0.expand",
+                    "fraction": 0.25,
+                    "values": {"impact": 0.02},
+                },
+            },
+        ),
         (compose.profile(50), {"commandType": "PROFILE", "profile": {"steps": 50}}),
         (
             compose.mode("conservative"),

@@ -10,7 +10,8 @@ import pytest
 
 from tests.cli.conftest import Call
 from tests.trainer.conftest import make_run  # noqa: F401 - a fixture
-from tests.trainer.test_recovery import FailsAtOutcome, Power, steer
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome, steer
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 
 

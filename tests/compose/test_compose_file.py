@@ -45,7 +45,7 @@ def test_the_example_has_no_password_to_forget() -> None:
 
 def test_the_server_is_published_on_loopback_only(services: dict[str, Service]) -> None:
     published = {name: item.definition.get("ports", []) for name, item in services.items()}
-    assert published == {"redis": ["127.0.0.1:6379:6379"], "worker": [], "alerts": []}
+    assert published == {"redis": ["127.0.0.1:6379:6379"], "worker": [], "tamiyo": [], "alerts": []}
 
 
 def test_images_are_pinned(services: dict[str, Service]) -> None:

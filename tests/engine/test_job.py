@@ -161,3 +161,23 @@ def test_a_model_that_is_none_is_refused():
     setattr(job, "model", lambda: "model")  # noqa: B010
     with pytest.raises(JobError, match="returned a str"):
         build_model(view(job), 0)
+
+
+def test_losses_of_samples_are_a_function_of_their_own_or_the_loss_unreduced():
+    class Reduces(Line):
+        def loss(self, model, batch, reduction="mean"):
+            return reduction
+
+    class Own(Reduces):
+        def sample_losses(self, model, batch):
+            return "own"
+
+    class Wrong(Line):
+        sample_losses = 3
+
+    assert view(Line()).sample_losses is None
+    for job, expected in ((Reduces(), "none"), (Own(), "own")):
+        losses: Any = view(job).sample_losses
+        assert losses(None, None) == expected
+    with pytest.raises(JobError, match="sample_losses is 3; it must be a function"):
+        view(Wrong())

@@ -138,6 +138,12 @@ def test_a_pruned_model_is_written_down_rebuilt_and_made_whole_again() -> None:
     assert torch.equal(whole.steps(2)[-1], again.steps(2)[-1])
 
 
+class WrongSlot(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slot = SeedSlot(5)
+
+
 class Adds(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +174,7 @@ class Branches(nn.Module):
 @pytest.mark.parametrize(
     ("model", "target", "fraction", "words"),
     [
-        (Net(), "stem", 0.5, "go into slot, a SeedSlot"),
+        (WrongSlot(), "stem", 0.5, "go into slot, a SeedSlot of 5 features"),
         (Net(), "norm", 0.5, "allowed: stem, body, hidden, head"),
         (Net(), "head", 0.5, "go into output"),
         (Net(), "body", 0.0, "fraction is 0.0; allowed: above 0 and below 1"),
@@ -186,6 +192,53 @@ def test_what_cannot_be_cut_is_refused_saying_what_is_in_the_way(
     with pytest.raises(SeedRefused, match=words) as error:
         Garden(model).plan_prune(target, fraction)
     assert error.value.code == "bad_parameter"
+
+
+def test_an_empty_slot_becomes_narrower_with_its_channels_and_wide_again() -> None:
+    trained = run()
+    model: Any = trained.model
+    plain = trained.garden.structure()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = trained.manager.export()
+    first = {name: tensor.clone() for name, tensor in state[0].items()}
+    _, done = prune(trained, "stem", 0.5)
+    assert (model.slot.features, model.body.in_channels, done.removed) == (3, 3, 3)
+    assert [view.features for view in trained.garden.slots() if view.name == "slot"] == [3]
+    # What grows there now is as wide as the slot.
+    trained.grow("a", "residual_conv", slot="slot")
+    trained.steps(2)
+    structure = json.loads(json.dumps(trained.garden.structure()))
+    other = Net().train()
+    fresh = Training(other, Garden(other))
+    fresh.garden.rebuild(structure)
+    fresh.model.load_state_dict(model.state_dict())
+    assert torch.equal(output(other), output(model))
+    with pytest.raises(SeedRefused, match="go into slot, where a seed grows"):
+        trained.garden.plan_prune("stem", 0.3)
+    # A rollback to before the cut.
+    rebuilt = trained.garden.rebuild(plain)
+    assert list(rebuilt.removed) == ["a"]
+    trained.manager.remove_group("seed:a")
+    model.load_state_dict(weights)
+    trained.manager.load(first, state[1])
+    trained.position = 3
+    assert model.slot.features == 6
+    assert torch.equal(trained.steps(2)[-1], run().steps(2)[-1])
+
+
+def test_a_seed_of_one_name_in_a_slot_of_another_width_is_another_seed() -> None:
+    trained = run()
+    model: Any = trained.model
+    trained.grow("a", "residual_conv", slot="slot")
+    wide = json.loads(json.dumps(trained.garden.structure()))
+    trained.do("CULL")
+    trained.garden.rebuild({**wide, "seeds": []})
+    prune(trained, "stem", 0.5)
+    trained.grow("a", "residual_conv", slot="slot")
+    rebuilt = trained.garden.rebuild(wide)
+    assert list(rebuilt.removed) == ["a"]
+    assert [each.seed_id for each in rebuilt.germinated] == ["a"]
+    assert model.slot.seed(torch.zeros(1, 6, 4, 4)).shape == (1, 6, 4, 4)
 
 
 def test_a_layer_with_a_seed_behind_it_is_not_pruned_and_others_are() -> None:

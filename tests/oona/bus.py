@@ -45,8 +45,10 @@ TELEMETRY = STREAMS.telemetry(RUN)
 OUTCOMES = STREAMS.outcomes(RUN)
 EMERGENCY = STREAMS.emergency
 UNSIGNED = KeyRing()
-SOON = 60.0
-"""Seconds: much longer than anything takes that works, on a machine that is busy with others."""
+SOON = 45.0
+"""Seconds: much longer than anything takes that works, on a machine that is busy with others.
+
+And less than the minute after which a consumer is taken for dead, where nothing else is said."""
 
 
 class Events:

@@ -209,7 +209,7 @@ async def test_every_group_of_a_shared_stream_goes_on_where_it_was(redis: Redis,
 
 
 async def test_whoever_waits_for_the_stream_meanwhile_notices_nothing(redis: Redis, redis_url: str):
-    block = timedelta(seconds=30)
+    block = timedelta(seconds=10 * SOON)
     options: dict[str, Any] = {"stream": EMERGENCY, "accept": ALERTS, "delete": False}
     inbox, waiting, events, other = Inbox(ack=True), Inbox(ack=True), Events(), Events()
     blocked = {"group": "waiting", "block": block, "on_event": other, **options}

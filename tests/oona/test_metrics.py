@@ -285,7 +285,7 @@ async def test_a_server_that_hangs_is_no_read_loop_that_stands_still(tmp_path: P
         os.kill(server.pid, signal.SIGSTOP)
         try:
             # Much longer than SOON: as long as the reply and the next attempts may take.
-            with anyio.fail_after(60):
+            with anyio.fail_after(4 * SOON):
                 while not events.of("disconnected"):  # noqa: ASYNC110
                     await anyio.sleep(0.05)
                 assert scrape("connected", connection=CONTROL) == 0

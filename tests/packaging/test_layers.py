@@ -31,6 +31,7 @@ HOUSE = (
 KNOWS_NOT = {
     "tolaria": {"oona", "redis", "anyio", "asyncio"},
     "weatherlight": {"torch", "tolaria", "kasmina", "jobs", "worker"},
+    "tamiyo": {"torch", "tolaria", "kasmina", "jobs", "worker", "weatherlight"},
     "oona": {"torch", "safety", "logs", "settings"},
     "safety": {"torch", "redis", "logs", "settings"},
     "leyline": {"torch", "redis"},
@@ -79,7 +80,9 @@ def test_imports_point_downwards_only(room: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["weatherlight", "cli.weatherlight", "cli.send"])
+@pytest.mark.parametrize(
+    "module", ["weatherlight", "cli.weatherlight", "tamiyo.service", "cli.tamiyo", "cli.send"]
+)
 def test_what_must_start_at_once_loads_no_torch(module: str) -> None:
     code = f"import sys, tolaria_bus.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

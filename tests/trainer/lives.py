@@ -1,10 +1,10 @@
-"""Runs in processes of their own, which die by SIGKILL at a given moment of a rollback."""
+"""Runs that die: by SIGKILL at a moment of a rollback, or as the power goes at any moment."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
+from tests.forks import PROCESSES
 from tests.trainer.conftest import Moons, Run
 from tolaria_bus.settings import load
 from tolaria_bus.tolaria.control.outcomes import Outcomes
@@ -20,10 +21,6 @@ from tolaria_bus.tolaria.control.recovering import Recovering
 from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.recovery import rollback
 from tolaria_bus.tolaria.recovery.rollback import Rollback
-
-PROCESSES = multiprocessing.get_context("forkserver")
-# Their server has imported all of this; a process is a fork of it.
-PROCESSES.set_forkserver_preload([__name__])
 
 
 class Poisoned(Moons):
@@ -122,9 +119,25 @@ def lived(
     """Live in a process; its summary, or None if it was killed."""
     process = PROCESSES.Process(target=live, args=(path, job, settings, commands, moment))
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode in {0, -signal.SIGKILL}, process.exitcode
     if process.exitcode:
         return None
     found: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
     return found
+
+
+class Power:
+    """Copies the run's folder at a moment: what a disk holds when the power goes right there."""
+
+    def __init__(self, source: Path, copy: Path) -> None:
+        self.source = source
+        self.copy = copy
+
+    def fails(self) -> None:
+        while not self.copy.exists():
+            try:
+                shutil.copytree(self.source, self.copy, ignore=shutil.ignore_patterns("*.tmp"))
+            except (shutil.Error, FileNotFoundError):
+                # Retention took a checkpoint away meanwhile: such a disk has never been.
+                shutil.rmtree(self.copy, ignore_errors=True)

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Run
-from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
 from tests.trainer.test_seeds import Slotted, live
 from tolaria_bus.settings import SettingError, load
 from tolaria_bus.tolaria.engine.job import view
 from tolaria_bus.tolaria.recovery.recording import Recording
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.replay import Replay, recorded_settings
-from tolaria_bus.tolaria.trainer import InexactResume
+from tolaria_bus.tolaria.resuming import InexactResume
 
 
 class Sampled(Slotted):
@@ -64,8 +65,8 @@ def test_a_run_with_a_handler_is_another_run_and_repeatable(make_run, aggregatio
     assert first != without
 
 
-# Outcomes: of the seed's commands and the modes while it is blended in, then of the rollback.
-@pytest.mark.parametrize("power", ["outcome-12", "outcome-14", "state-2", "state-3"])
+# Outcomes: of the mode while the seed is blended in, and of the rollback; ends of epochs.
+@pytest.mark.parametrize("power", ["outcome-14", "outcome-16", "state-2", "state-3"])
 def test_power_lost_while_seeds_are_tasks_ends_in_the_same_bits(make_run, tmp_path, power) -> None:
     kind, nth = power.split("-")
     settings = {"aggregation": "pcgrad", "checkpoint_every_steps": 5, "checkpoint_keep": 99}

@@ -105,8 +105,10 @@ def test_an_epochs_end_is_published_as_spans_that_follow_one_another(make_run) -
     parent, *phases = packet.spans
     assert [span.name for span in phases] == [
         f"tolaria.boundary.{phase}"
-        for phase in ("validation", "assembly", "adaptation", "work", "check", "checkpoint")
-    ]
+        for phase in (
+            "validation", "assembly", "tamiyo", "adaptation", "work", "check", "checkpoint",
+        )
+    ]  # fmt: skip
     assert {span.parent_span_id for span in phases} == {parent.span_id}
     for before, after in itertools.pairwise(phases):
         assert before.end_time == after.start_time

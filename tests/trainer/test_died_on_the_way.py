@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import Run
-from tests.trainer.test_recovery import FailsAtOutcome, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome
 from tolaria_bus.leyline import CommandOutcome, EmergencySignal
 from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 

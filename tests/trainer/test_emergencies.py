@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
-from tests.trainer.lives import Poisoned
+from tests.trainer.lives import Poisoned, Power
 from tests.trainer.test_commands import GERMINATE, RESUME
 from tests.trainer.test_died_on_the_way import Died
 from tests.trainer.test_recovery import Explodes
@@ -185,7 +184,7 @@ class Copies(RecordingOutbound):
         if any(event.event_id == "emergency_eased" for event in packet.events):
             self.left -= 1
             if self.left == 0:
-                shutil.copytree(self.run.path, self.copy)
+                Power(self.run.path, self.copy).fails()
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])

@@ -6,10 +6,11 @@ import pytest
 
 from tests.engine.test_passes import Backend, named
 from tests.trainer.conftest import STEPS_PER_EPOCH, Run
-from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
 from tolaria_bus.settings import SettingError
 from tolaria_bus.tolaria.recovery.journal import read_records
-from tolaria_bus.tolaria.trainer import InexactResume
+from tolaria_bus.tolaria.resuming import InexactResume
 
 
 def grow(run: Run) -> None:

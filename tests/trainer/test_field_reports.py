@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Run
-from tests.trainer.test_recovery import FailsAtState, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtState
 from tolaria_bus.leyline import FieldReport, FieldReportOutcome
 from tolaria_bus.leyline.codec import short_name
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.trainer.conftest import Moons, Run
-from tests.trainer.test_recovery import FailsAtOutcome, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome
 from tolaria_bus.leyline import CommandOutcome
 from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 

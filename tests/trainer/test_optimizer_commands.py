@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
 from tolaria_bus.leyline import CommandOutcome
 
 

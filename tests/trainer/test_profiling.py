@@ -11,9 +11,11 @@ import torch
 
 from tests.recovery.small_disk import fill, run_on_small_disk
 from tests.trainer.conftest import STEPS_PER_EPOCH, Run
-from tests.trainer.test_recovery import FailsAtOutcome, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome
 from tests.trainer.test_replay import Again, again  # noqa: F401 - a fixture
-from tolaria_bus.leyline import ProfileReport, TelemetryPacket
+from tolaria_bus.leyline import CommandOutcome, ProfileReport, TelemetryPacket
+from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 from tolaria_bus.tolaria.engine.phases import PhaseClock
 from tolaria_bus.tolaria.engine.tracing import Tracing
 from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
@@ -61,6 +63,33 @@ def test_every_phase_of_a_run_is_timed_and_published_as_a_histogram(make_run) ->
         assert sum(histogram.counts) == histogram.count
         assert histogram.max <= histogram.bounds[-1]
         assert points[name].value == pytest.approx(histogram.sum / histogram.count)
+
+
+class Resumes(RecordingOutbound):
+    """Somebody who lets a run go on as soon as it is paused."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def outcome(self, outcome: CommandOutcome, delivery: Delivery | None) -> None:
+        super().outcome(outcome, delivery)
+        if outcome.command_id == "pause":
+            self._run.send('{"commandId": "resume", "commandType": "RESUME"}')
+
+
+def test_what_a_run_is_held_for_is_a_phase_of_its_own(make_run) -> None:
+    run = make_run(steps=8)
+    run.outbound = Resumes(run)
+    run.send('{"commandId": "pause", "commandType": "PAUSE"}')
+    run.train()
+    named = {
+        point.attributes["phase"]
+        for packet in packets(run)
+        for point in packet.metrics
+        if point.name == "tolaria.phase_ms"
+    }
+    assert {"held", "fence"} <= named
 
 
 @pytest.mark.parametrize("by", ["setting", "command"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,27 +10,12 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
+from tests.trainer.lives import Power
 from tolaria_bus.leyline import CommandOutcome, EmergencyLevel, SystemStatePacket
 from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 from tolaria_bus.tolaria.recovery.journal import read_records
 
 TOTAL = 4 * STEPS_PER_EPOCH
-
-
-class Power:
-    """Copies the run's folder at a moment: what a disk holds when the power goes right there."""
-
-    def __init__(self, source: Path, copy: Path) -> None:
-        self.source = source
-        self.copy = copy
-
-    def fails(self) -> None:
-        while not self.copy.exists():
-            try:
-                shutil.copytree(self.source, self.copy, ignore=shutil.ignore_patterns("*.tmp"))
-            except (shutil.Error, FileNotFoundError):
-                # Retention took a checkpoint away meanwhile: such a disk has never been.
-                shutil.rmtree(self.copy, ignore_errors=True)
 
 
 class FailsAtOutcome(RecordingOutbound):

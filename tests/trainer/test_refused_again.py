@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.trainer.test_recovery import FailsAtOutcome, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome
 from tolaria_bus.leyline import CommandOutcome
 from tolaria_bus.tolaria.control.mailbox import Delivery
 

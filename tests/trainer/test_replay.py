@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
-from tests.trainer.test_recovery import Explodes, FailsAtOutcome, FailsAtState, Power, steer
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import Explodes, FailsAtOutcome, FailsAtState, steer
 from tests.trainer.test_seeds import Slotted, live
 from tolaria_bus.leyline import CheckpointSaved, JournalRecord
 from tolaria_bus.settings import load

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
-from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState, Power
+from tests.trainer.lives import Power
+from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
 from tolaria_bus.kasmina import Garden, Limits
 from tolaria_bus.leyline import SeedLifecycleStage as Stage
 from tolaria_bus.tolaria.engine.job import JobError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,6 +16,9 @@ from typing import Any
 
 import orjson
 
+from tests.worker.nursery import Forked, nursery
+
+_numbers = itertools.count()
 JOB = """
 import torch
 from torch import nn
@@ -51,10 +55,17 @@ class Tiny:
 
 @dataclass
 class Terminal:
-    """A folder with its own state and environment, as a user's terminal has."""
+    """A folder with its own state and environment, as a user's terminal has.
+
+    Attributes:
+        folder: It.
+        environment: Beside what the tests' own has.
+        fresh: Each command is a new interpreter; otherwise it is forked, see the nursery.
+    """
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,32 +83,28 @@ class Terminal:
 
     def run(self, *words: str, check: int | None = 0, timeout: float = 300) -> str:
         """Run ``tolaria-bus WORDS`` to its end and return what it printed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "tolaria_bus", *words],
-            cwd=self.folder,
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        if check is not None:
-            assert done.returncode == check, (words, done.returncode, done.stdout, done.stderr)
-        return done.stdout + done.stderr
+        with self.start(*words) as process:
+            return process.ends(check, timeout)
 
     @contextmanager
     def start(self, *words: str) -> Iterator[Process]:
         """Start ``tolaria-bus WORDS``; killed at the end if it is still there."""
-        log = self.folder / f"{words[0]}-{len(list(self.folder.glob('*.log')))}.log"
-        with log.open("wb") as output:
-            started = subprocess.Popen(
-                [sys.executable, "-m", "tolaria_bus", *words],
-                cwd=self.folder,
-                env=self._environment(),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
+        log = self.folder / f"{words[0]}-{next(_numbers)}.log"
+        started: subprocess.Popen[bytes] | Forked
+        if self.fresh:
+            with log.open("wb") as output:
+                started = subprocess.Popen(
+                    [sys.executable, "-m", "tolaria_bus", *words],
+                    cwd=self.folder,
+                    env=self._environment(),
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        else:
+            started = nursery().start(
+                words, cwd=self.folder, environment=self._environment(), log=log
             )
         process = Process(started, log)
         try:
@@ -105,14 +112,14 @@ class Terminal:
         finally:
             if started.poll() is None:
                 started.kill()
-            started.wait(30)
+            started.wait(120)
 
 
 @dataclass
 class Process:
     """A started command."""
 
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | Forked
     log: Path
 
     def ends(self, code: int | None = 0, timeout: float = 300) -> str:

@@ -70,7 +70,7 @@ async def test_killed_at_each_command_it_ends_with_the_bits_of_an_unkilled_run(
     seen: Counter[tuple[str, str]] = Counter()
     async with connect(redis_url, name="tests") as plain:
         await plain.ping()
-    async with Redis.from_url(redis_url, socket_timeout=30) as redis:
+    async with Redis.from_url(redis_url, socket_timeout=120) as redis:
         stream = outcomes(redis, "killed")
         for kill_at in ("c0", "c2", "c3", "c5", None):
             with terminal.start(*words("killed")) as worker:
@@ -96,18 +96,18 @@ async def test_killed_at_each_command_it_ends_with_the_bits_of_an_unkilled_run(
 
 @pytest.mark.slow
 def test_a_signal_drains_and_the_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path)
+    terminal = Terminal(tmp_path, fresh=True)
     words = ("run", "tiny.py:Tiny", "--run", "d", "--epochs", "400", "--summary", "s.json")
     with terminal.start(*words) as worker:
         worker.says("embedded server")
-        terminal.run("send", "checkpoint", "--run", "d", "--wait", "60")
+        terminal.run("send", "checkpoint", "--run", "d", "--wait", "120")
         worker.signal(signal.SIGTERM)
         worker.ends(0)
     first = summary(tmp_path / "s.json")
     assert first["stopped_by"] == "signal"
     with terminal.start(*words) as worker:
         worker.says("embedded server")
-        terminal.run("send", "stop", "--run", "d", "--wait", "60")
+        terminal.run("send", "stop", "--run", "d", "--wait", "120")
         worker.ends(0)
     second = summary(tmp_path / "s.json")
     assert second["resumed_from"] == first["checkpoint"]

@@ -32,7 +32,9 @@ def test_where_the_time_goes_is_asked_of_a_run_and_comes_over_the_bus(tmp_path: 
     with one.start(*run, "--profile", "3") as worker:
         worker.says("embedded server")
         # A command that comes before the run listens waits for it.
-        one.run("send", "checkpoint", "--wait", "60")
+        pruned = one.run("send", "prune", "0", "0.25", "impact=1e6", "--wait", "120")
+        assert "APPLIED structural pruning" in pruned
+        assert "channels_removed=2" in pruned
         found = said(one, "profile", "first", "--steps", "4", "--trace", "trace.json", "--json")
         assert (found["run"], found["steps"], found["askedSteps"]) == ("first", 4, 4)
         phases = {entry["name"] for entry in found["phases"]}
@@ -55,7 +57,7 @@ def test_where_the_time_goes_is_asked_of_a_run_and_comes_over_the_bus(tmp_path: 
 
 async def until_status(redis: Redis, holds: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """The status of the run ``first``, once it is as it should be."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while True:
             found: Any = await redis.get(STREAMS.status("first"))
             status: dict[str, Any] = json.loads(found) if found else {}

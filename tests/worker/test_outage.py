@@ -17,7 +17,7 @@ from tolaria_bus.oona.connection import connect
 from tolaria_bus.oona.streams import Streams
 
 STREAMS = Streams()
-SILENCE = 7.0  # seconds: longer than a worker waits for a reply
+PATIENCE = 180.0  # seconds: a machine may be very busy
 WORDS = ("--run", "d", "--redis")
 
 
@@ -27,10 +27,10 @@ def epochs(worker: Process) -> list[int]:
 
 
 async def newest(url: str, stream: str) -> int:
-    """When the newest entry of a stream was taken, in milliseconds."""
+    """When the newest entry of a stream was taken, in milliseconds; 0: there is none."""
     async with connect(url, name="reader") as redis:
         found: Any = await redis.xrevrange(stream, count=1)
-        return int(found[0][0].split(b"-")[0])
+        return int(found[0][0].split(b"-")[0]) if found else 0
 
 
 @pytest.mark.slow
@@ -43,17 +43,19 @@ async def test_training_goes_on_while_the_server_stands_still(tmp_path: Path) ->
         with terminal.start("run", "digits", *WORDS, server.url, *words) as worker:
             worker.says("accuracy")
             server.freeze()
+            # By then a reply was waited for as long as that is done at all.
+            worker.says("disconnected")
             before = epochs(worker)
-            await anyio.sleep(SILENCE)
-            meanwhile = epochs(worker)[len(before) :]
+            # Training goes on, and the one who watches it is told all the while.
+            with anyio.fail_after(PATIENCE):
+                while len(epochs(worker)) <= len(before) + 3:  # noqa: ASYNC110 - a file
+                    await anyio.sleep(0.05)
+            assert epochs(worker) == sorted(set(epochs(worker)))
             server.thaw()
             thawed = time.time() * 1000
             answer = terminal.run("send", "lr", "0.001", *WORDS, server.url)
             assert "applied" in answer.lower(), answer
-            # Training did as much as before, and the one who watches it was told all the while.
-            assert meanwhile[-1] > before[-1] + 3
-            assert len(meanwhile) > 3
-            with anyio.fail_after(30):
+            with anyio.fail_after(PATIENCE):
                 while await newest(server.url, STREAMS.telemetry("d")) < thawed:  # noqa: ASYNC110
                     await anyio.sleep(0.1)
             worker.signal(signal.SIGTERM)

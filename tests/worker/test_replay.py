@@ -21,21 +21,21 @@ def steered(tmp_path_factory: pytest.TempPathFactory) -> Terminal:
     words = ("run", "tiny.py:Tiny", "--run", "r", "--seed", "3", "--summary", "r.json")
     with terminal.start(*words, "--epochs", "4000") as worker:
         worker.says("embedded server")
-        terminal.run("send", "pause", "--run", "r", "--wait", "60")
+        terminal.run("send", "pause", "--run", "r", "--wait", "120")
         worker.signal(signal.SIGKILL)
     with terminal.start(*words, "--epochs", "4000") as worker:
         worker.says("embedded server")
-        terminal.run("send", "lr", "0.003", "--run", "r", "--wait", "60")
+        terminal.run("send", "lr", "0.003", "--run", "r", "--wait", "120")
         seed = ("seed", "germinate", "--seed-id", "s1", "--blueprint", "residual_mlp")
-        terminal.run("send", *seed, "--run", "r", "--wait", "60")
+        terminal.run("send", *seed, "--run", "r", "--wait", "120")
         assert f"goes on: process {worker.popen.pid}" in terminal.run("history", "r")
         assert "good:" in terminal.run("checkpoints", "verify", "r")
-        terminal.run("send", "resume", "--run", "r", "--wait", "60")
+        terminal.run("send", "resume", "--run", "r", "--wait", "120")
         worker.signal(signal.SIGKILL)
     with terminal.start(*words, "--epochs", "4000") as worker:
         worker.says("embedded server")
-        terminal.run("send", "rollback", "--run", "r", "--lr-factor", "0.5", "--wait", "60")
-        terminal.run("send", "stop", "--run", "r", "--wait", "60")
+        terminal.run("send", "rollback", "--run", "r", "--lr-factor", "0.5", "--wait", "120")
+        terminal.run("send", "stop", "--run", "r", "--wait", "120")
         worker.ends(0)
     return terminal
 

@@ -31,7 +31,7 @@ def commands(text: str) -> list[list[str]]:
 def test_every_command_of_the_second_terminal_works(tmp_path: Path) -> None:
     first, second = block("steering")
     [run] = commands(first)
-    one = Terminal(tmp_path)
+    one = Terminal(tmp_path, fresh=True)
     other = Terminal(tmp_path / "elsewhere", {"XDG_STATE_HOME": str(tmp_path / "state")})
     with one.start(*run, "--summary", "summary.json") as worker:
         # A command that is sent before the run listens waits for it; here its server must be there.
@@ -49,7 +49,7 @@ def test_the_job_of_the_readme_trains(tmp_path: Path) -> None:
     [text] = block("job")
     assert len(text.splitlines()) <= 36
     (tmp_path / "moons.py").write_text(text)
-    terminal = Terminal(tmp_path)
+    terminal = Terminal(tmp_path, fresh=True)
     terminal.run("run", "moons.py:Moons", "--epochs", "2", "--summary", "summary.json")
     found = summary(tmp_path / "summary.json")
     assert found["stopped_by"] == "finished"

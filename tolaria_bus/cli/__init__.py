@@ -22,7 +22,8 @@ from tolaria_bus.cli.lazy import HELP, ReaderGone, group
 PROGRAM: Final = "tolaria-bus"
 INTERRUPTED: Final = 130
 _COMMANDS: Final = (
-    "run", "worker", "weatherlight", "send", "status", "tail", "profile", "dlq", "history",
+    "run", "worker", "weatherlight", "tamiyo", "policy", "send", "status", "tail", "profile",
+    "dlq", "history",
     "journal", "checkpoints", "doctor",
 )  # fmt: skip
 _ELSEWHERE: Final = {"worker": ("run", "build_worker"), "history": ("journal", "build_history")}

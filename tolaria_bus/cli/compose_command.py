@@ -23,6 +23,7 @@ from tolaria_bus.leyline import (
     CommandOptimizerAdjustment,
     CommandProfile,
     CommandSeedOperation,
+    CommandStructuralPruning,
     CommandType,
     EmergencyLevel,
     SeedOperation,
@@ -195,6 +196,23 @@ def breaker(name: str, state: str, *, rationale: str | None = None) -> Adaptatio
             breaker=name, desired_state=kind, rationale=rationale or ""
         ),
     )
+
+
+def prune(target: str, fraction: float, words: Sequence[str] = ()) -> AdaptationCommand:
+    """Remove a share of a layer's channels or heads, as in ``prune body 0.25 impact=0.02``.
+
+    Raises:
+        ComposeError: The fraction isn't between 0 and 1, or a word is no assignment.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ComposeError(f"prune: fraction {fraction:g}: must be above 0 and below 1")
+    command = AdaptationCommand(
+        command_type=CommandType.COMMAND_STRUCTURAL_PRUNING,
+        structural_pruning=CommandStructuralPruning(target=target, fraction=fraction),
+    )
+    if given := assignments("prune", words):
+        command.structural_pruning.values.update(given)
+    return command
 
 
 def profile(steps: int) -> AdaptationCommand:

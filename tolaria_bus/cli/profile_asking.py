@@ -210,6 +210,8 @@ class _Recording:
         """The exit code if this is the last that is to come."""
         command_id, control = asked.command_id, self._streams.control(self._run)
         if answers(message, command_id=command_id, stream=control, entry_id=entry_id):
+            if self._begun:
+                return None  # A rollback has undone the command, and not the recording.
             if isinstance(message, DeadLetter) or exit_code(message):
                 print(paint(describe(message), colour=wants_colour(sys.stderr)), file=sys.stderr)
                 return Exit.REFUSED

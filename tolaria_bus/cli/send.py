@@ -129,6 +129,25 @@ def seed(
     return compose.seed(operation, words or [], seed_id=seed_id, slot=slot, blueprint=blueprint)
 
 
+def prune(
+    target: Annotated[str, typer.Argument(metavar="LAYER", help="Its path in the model, as body.")],
+    fraction: Annotated[
+        float, typer.Argument(metavar="FRACTION", help="Of its channels: above 0, below 1.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PARAMETER=VALUE]...", show_default=False),
+    ] = None,
+) -> AdaptationCommand:
+    """Remove a layer's least important channels, with all that they go into.
+
+    Refused if the held-out loss would be higher by over impact (0.05, a share of it).
+
+    Example: send prune body 0.25 impact=0.02
+    """
+    return compose.prune(target, fraction, words or [])
+
+
 def emergency(
     level: Annotated[
         str, typer.Argument(metavar="LEVEL", help="notice, elevated, conservative or halt.")
@@ -192,6 +211,7 @@ _WORDS: Final[tuple[Callable[..., AdaptationCommand], ...]] = (
     lr,
     optimizer,
     seed,
+    prune,
     emergency,
     breaker,
     profile,

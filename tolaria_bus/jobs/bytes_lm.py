@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import TensorDataset
 
-from tolaria_bus.kasmina import SeedSlot
+from tolaria_bus.kasmina import HeadLayout, SeedSlot
 from tolaria_bus.tolaria.engine.job import JobError
 from tolaria_bus.tolaria.engine.optimizer import default_optimizer
 
@@ -32,6 +32,7 @@ class Block(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.heads = width // _HEAD_WIDTH
+        self.head_layout = HeadLayout(width=_HEAD_WIDTH, into={"qkv": 3}, out="out")
         self.dropout = dropout
         self.norm_attention = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -43,12 +44,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, width) → the same shape; a place sees itself and what came before it."""
-        n, t, width = x.shape
+        n, t, _ = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(n, t, 3, self.heads, _HEAD_WIDTH)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        x = x + self.out(seen.transpose(1, 2).reshape(n, t, width))
+        x = x + self.out(seen.transpose(1, 2).reshape(n, t, -1))
         inner = F.gelu(self.expand(self.norm_mlp(x)))
         x = x + F.dropout(self.project(inner), self.dropout, self.training)
         passed: Tensor = self.slot(x)
@@ -138,11 +139,13 @@ class BytesLM:
         """Windows of the last tenth."""
         return _windows(_text()[_held_out_from() :], self.context)
 
-    def loss(self, model: nn.Module, batch: list[Tensor]) -> Tensor:
-        """Mean cross-entropy, in nats for each byte."""
+    def loss(self, model: nn.Module, batch: list[Tensor], reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats: the mean, or (windows, bytes) of each byte."""
         window = batch[0].long()
         logits = model(window[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+        targets = window[:, 1:]
+        found = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+        return found if reduction == "mean" else found.view(targets.shape)
 
     def accuracy(self, model: nn.Module, batch: list[Tensor]) -> Tensor:
         """Share of next bytes guessed right."""

@@ -7,6 +7,7 @@ from tolaria_bus.kasmina.blueprints import Blueprint
 from tolaria_bus.kasmina.errors import SeedRefused, UnknownBlueprint
 from tolaria_bus.kasmina.garden import Garden
 from tolaria_bus.kasmina.gates import GateReading, Limits
+from tolaria_bus.kasmina.heads import HeadLayout
 from tolaria_bus.kasmina.operations import Moment
 from tolaria_bus.kasmina.parameters import Parameter
 from tolaria_bus.kasmina.places import SlotShape
@@ -31,6 +32,7 @@ __all__ = [
     "GateReading",
     "Germinated",
     "GerminationPlan",
+    "HeadLayout",
     "Kasmina",
     "Limits",
     "Moment",

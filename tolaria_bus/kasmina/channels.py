@@ -1,10 +1,10 @@
 """Where the output channels of a layer go in a model, and so what must be cut with them.
 
 The model's forward is traced with ``torch.fx``. From the layer on, its channels are followed
-through what keeps them apart (activations, dropout, pooling, batch norms, a flatten) to the
-convolutions and linear layers that take them in. Anything else on the way (an addition, a
-concatenation, a seed or its slot, the model's output) ties the channels to something that is not to
-be cut: refused.
+through what keeps them apart (activations, dropout, pooling, batch norms, a flatten, a ``SeedSlot``
+in which nothing grows) to the convolutions and linear layers that take them in. Anything else on
+the way (an addition, a concatenation, a seed, the model's output) ties the channels to something
+that is not to be cut: refused.
 """
 
 from collections.abc import Mapping
@@ -64,12 +64,16 @@ class Use:
         dim: Which dimension.
         repeat: How many neighbours along it belong to one channel (the pixels, behind a flatten).
         takes_in: It is the weight of a layer that takes the channels in.
+        parts: How often all channels come along it, one after the other.
+        slot: It is no tensor but an empty ``SeedSlot``, whose width they are.
     """
 
     name: str
     dim: int
     repeat: int = 1
     takes_in: bool = False
+    parts: int = 1
+    slot: bool = False
 
 
 class _Tracer(fx.Tracer):
@@ -95,25 +99,26 @@ def follow(model: nn.Module, target: str, seeds: Mapping[str, str]) -> list[Use]
         known = ", ".join(
             name
             for name, found in modules.items()
-            if type(found) in _LAYERS and getattr(found, "groups", 1) == 1
+            if (type(found) in _LAYERS and getattr(found, "groups", 1) == 1)
+            or hasattr(found, "head_layout")
         )
         raise SeedRefused("bad_parameter", f"target is {target!r}; allowed: {known or 'none'}")
     try:
         graph = _Tracer().trace(model)
     except Exception as error:
         text = " ".join(str(error).split())
-        raise _refused(target, f"the model can't be traced: {type(error).__name__}: {text}") from (
+        raise refused(target, f"the model can't be traced: {type(error).__name__}: {text}") from (
             error
         )
     calls = [node for node in graph.nodes if node.op == "call_module"]
     own = [node for node in calls if node.target == target]
     if len(own) != 1:
-        raise _refused(target, f"it is called {len(own)} times in a pass")
+        raise refused(target, f"it is called {len(own)} times in a pass")
     assert isinstance(layer, _LAYERS)
     walk = _Walk(target, modules, calls, layer.weight.shape[0], seeds)
     walk.produced(target, layer)
     walk.go(own[0], flat=False)
-    _refuse_tied(model, target, walk.uses)
+    refuse_tied(model, target, walk.uses)
     return walk.uses
 
 
@@ -142,7 +147,7 @@ class _Walk:
         """Follow what a node returns; ``flat``: pixels of a channel are features by now."""
         if node.target in self._seeds:
             seed_id = self._seeds[str(node.target)]
-            raise _refused(self._target, f"the seed {seed_id!r} grows behind {node.target}")
+            raise refused(self._target, f"the seed {seed_id!r} grows behind {node.target}")
         for user in node.users:
             if user.op == "call_module":
                 self._module(user, flat=flat)
@@ -151,14 +156,16 @@ class _Walk:
             elif _flattens(user):
                 self.go(user, flat=True)
             else:
-                raise _refused(self._target, f"its channels go into {user.target or user.op}")
+                raise refused(self._target, f"its channels go into {user.target or user.op}")
 
     def _module(self, user: fx.Node, *, flat: bool) -> None:
         name = str(user.target)
         module = self._modules[name]
         if sum(call.target == name for call in self._calls) > 1:
-            raise _refused(self._target, f"its channels go into {name}, which is called twice")
-        if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+            raise refused(self._target, f"its channels go into {name}, which is called twice")
+        if isinstance(module, SeedSlot):
+            self._slot(user, name, module, flat=flat)
+        elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             self.go(user, flat=True)
         elif type(module) in _PASS_MODULES:
             self.go(user, flat=flat)
@@ -168,10 +175,20 @@ class _Walk:
         elif type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1):
             width = module.weight.shape[1]
             if width % self._channels:
-                raise _refused(self._target, f"{name} takes {width} features of its channels")
+                raise refused(self._target, f"{name} takes {width} features of its channels")
             self.uses.append(Use(f"{name}.weight", 1, width // self._channels, takes_in=True))
         else:
-            raise _refused(self._target, f"its channels go into {name}, a {type(module).__name__}")
+            raise refused(self._target, f"its channels go into {name}, a {type(module).__name__}")
+
+    def _slot(self, user: fx.Node, name: str, slot: SeedSlot, *, flat: bool) -> None:
+        if slot.seed is not None:
+            raise refused(self._target, f"its channels go into {name}, where a seed grows")
+        if flat or slot.features != self._channels:
+            raise refused(
+                self._target, f"its channels go into {name}, a SeedSlot of {slot.features} features"
+            )
+        self.uses.append(Use(name, 0, slot=True))
+        self.go(user, flat=flat)
 
 
 def _flattens(node: fx.Node) -> bool:
@@ -180,15 +197,17 @@ def _flattens(node: fx.Node) -> bool:
     return node.target in names and tuple(node.args[1:]) == (1,) and not node.kwargs
 
 
-def _refuse_tied(model: nn.Module, target: str, uses: list[Use]) -> None:
+def refuse_tied(model: nn.Module, target: str, uses: list[Use]) -> None:
+    """Refuse to cut a parameter that is another one too: ``bad_parameter``."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     cut = {use.name for use in uses}
     for tied in names.values():
         if len(tied) > 1 and cut & set(tied):
-            raise _refused(target, f"{' and '.join(tied)} are one parameter")
+            raise refused(target, f"{' and '.join(tied)} are one parameter")
 
 
-def _refused(target: str, why: str) -> SeedRefused:
+def refused(target: str, why: str) -> SeedRefused:
+    """What is in the way of cutting a layer."""
     return SeedRefused("bad_parameter", f"target is {target!r}: {why}")

@@ -389,7 +389,7 @@ class Garden:
                 f"allowed: at most {_STRUCTURE_VERSION}"
             )
         records = [SeedRecord.from_json(entry) for entry in structure["seeds"]]
-        self._shapes.rebuild(structure.get("shapes", {}))
+        reshaped = self._shapes.rebuild(structure.get("shapes", {}))
         self._places.look_again()
         wanted = {record.seed_id: record for record in records}
         for seed in wanted.values():
@@ -397,7 +397,10 @@ class Garden:
         same = {
             seed_id
             for seed_id, seed in self._seeds.items()
-            if seed_id in wanted and seed.grows_as(wanted[seed_id])
+            if seed_id in wanted
+            and seed.grows_as(wanted[seed_id])
+            # In a slot of another width it is another module.
+            and seed.slot not in reshaped
         }
         removed = {
             seed_id: self._planting.uproot(seed)

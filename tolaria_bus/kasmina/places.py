@@ -34,10 +34,14 @@ class InSlot:
     def __init__(self, name: str, slot: SeedSlot) -> None:
         self.name = name
         self.kind: SlotKind = slot.kind
-        self.features = slot.features
         self.prefix = f"{name}.seed" if name else "seed"
         self.host: nn.Module | None = None
         self._slot = slot
+
+    @property
+    def features(self) -> int:
+        """What the slot's shape is now: pruning may make it narrower."""
+        return self._slot.features
 
     @property
     def seed(self) -> nn.Module | None:

@@ -1,12 +1,13 @@
-"""Structural pruning: output channels of a layer are removed, with all that they go into.
+"""Structural pruning: channels of a layer or heads of attention go, with all that they go into.
 
-Which: those whose filters have the smallest L1 norm (Li et al. 2017, *Pruning Filters for Efficient
-ConvNets*). What a removal does to the run is measured before anything is removed, with the weights
-that take the channels in at zero: to the rest of the model that is the same as their absence. The
-parameters stay the same objects, so that their optimizer and their gradients' owner don't change.
+Which: channels whose filters have the smallest L1 norm (Li et al. 2017, *Pruning Filters for
+Efficient ConvNets*); heads likewise, by the weights that are their own. What a removal does to the
+run is measured before anything is removed, with the weights that take the channels in at zero: to
+the rest of the model that is the same as their absence. The parameters stay the same objects, so
+that their optimizer and their gradients' owner don't change.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,10 @@ from tolaria_bus.kasmina import gates
 from tolaria_bus.kasmina.channels import Use, follow
 from tolaria_bus.kasmina.errors import SeedRefused
 from tolaria_bus.kasmina.gates import GateReading, Limits
+from tolaria_bus.kasmina.heads import heads_of, layout_of, tell_heads
 from tolaria_bus.kasmina.operations import Moment
 from tolaria_bus.kasmina.parameters import Parameter, settled
+from tolaria_bus.kasmina.slot import SeedSlot
 
 VALUES: Mapping[str, Parameter] = {
     # By what share the held-out loss may be higher afterwards.
@@ -29,13 +32,23 @@ VALUES: Mapping[str, Parameter] = {
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """A pruning that has been judged: ``keep`` are the channels that stay, in their order."""
+    """A pruning that has been judged.
+
+    Attributes:
+        target: The layer, or the module with heads.
+        keep: The channels or heads that stay, in their order.
+        channels: How many there are.
+        impact: By what share the held-out loss may be higher.
+        uses: Every tensor that they are a dimension of.
+        unit: ``channels`` or ``heads``.
+    """
 
     target: str
     keep: tuple[int, ...]
     channels: int
     impact: float
     uses: tuple[Use, ...]
+    unit: str = "channels"
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Pruned:
 
 
 class Shapes:
-    """The shapes of a model's tensors that pruning has changed, and how to have them again."""
+    """The shapes that pruning has changed, of tensors and slots, and how to have them again."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -79,8 +92,9 @@ class Shapes:
         """Judge a pruning; nothing changes.
 
         Args:
-            target: Path of a ``Conv2d`` or ``Linear``.
-            fraction: Of its channels, above 0 and below 1; at least one goes and one stays.
+            target: Path of a ``Conv2d`` or ``Linear``, or of a module with a ``head_layout``.
+            fraction: Of its channels or heads, above 0 and below 1; one at least goes, and one
+                stays.
             values: See ``VALUES``.
             seeds: Path of a module → the seed that grows behind it.
 
@@ -92,19 +106,26 @@ class Shapes:
                 "bad_parameter", f"fraction is {fraction}; allowed: above 0 and below 1"
             )
         impact = settled("pruning", VALUES, values)["impact"]
-        uses = follow(self._model, target, seeds)
-        if not any(use.takes_in for use in uses):
-            raise SeedRefused("bad_parameter", f"target is {target!r}: nothing takes it in")
-        weight = self._model.get_parameter(f"{target}.weight")
-        channels = weight.shape[0]
+        layout = layout_of(dict(self._model.named_modules()).get(target))
+        if layout is not None:
+            heads = heads_of(self._model, target, layout, seeds)
+            unit, channels, uses, importance = "heads", heads.count, heads.uses, heads.importance
+        else:
+            uses = follow(self._model, target, seeds)
+            if not any(use.takes_in for use in uses):
+                raise SeedRefused("bad_parameter", f"target is {target!r}: nothing takes it in")
+            weight = self._model.get_parameter(f"{target}.weight")
+            unit, channels = "channels", weight.shape[0]
+            importance = weight.detach().double().flatten(1).abs().sum(1).cpu()
         count = min(max(1, int(channels * fraction)), channels - 1)
         if count < 1:
-            raise SeedRefused("bad_parameter", f"target is {target!r}, which has one channel only")
-        importance = weight.detach().double().flatten(1).abs().sum(1)
+            raise SeedRefused(
+                "bad_parameter", f"target is {target!r}, which has one {unit[:-1]} only"
+            )
         # Stable, on the host: equal channels go in their order on every device.
-        order = torch.argsort(importance.cpu(), stable=True)
+        order = torch.argsort(importance, stable=True)
         keep = tuple(sorted(order[count:].tolist()))
-        return PruningPlan(target, keep, channels, float(impact), tuple(uses))
+        return PruningPlan(target, keep, channels, float(impact), tuple(uses), unit)
 
     def prune(self, plan: PruningPlan, moment: Moment) -> Pruned:
         """Measure gate G4 with the channels silenced, then remove them.
@@ -118,14 +139,19 @@ class Shapes:
         with self._silenced(plan):
             after = moment.held_out()
         limits = Limits(impact=plan.impact)
-        reading = gates.system_impact(after, before, limits, what="the channels' removal").require()
+        reading = gates.system_impact(
+            after, before, limits, what=f"the {plan.unit}' removal"
+        ).require()
         size = sum(parameter.numel() for parameter in self._model.parameters())
         parameters = dict(self._model.named_parameters())
         narrowed = []
         for use in plan.uses:
+            self._full.setdefault(use.name, self._shape(use.name))
+            if use.slot:
+                self._set_shape(use.name, [len(plan.keep)])
+                continue
             tensor = self._tensor(use.name)
-            keep = _spread(plan.keep, use.repeat).to(tensor.device)
-            self._full.setdefault(use.name, list(tensor.shape))
+            keep = _spread(plan.keep, plan.channels, use).to(tensor.device)
             _replace(tensor, tensor.detach().index_select(use.dim, keep))
             if use.name in parameters:
                 narrowed.append(Narrowed(use.name, use.dim, keep))
@@ -135,21 +161,25 @@ class Shapes:
         return Pruned(plan.target, removed, size - left, tuple(narrowed), reading)
 
     def written(self) -> dict[str, list[int]]:
-        """Return the present shape of every tensor whose shape was changed."""
-        return {name: list(self._tensor(name).shape) for name in self._full}
+        """Return the present shape of everything whose shape was changed."""
+        return {name: self._shape(name) for name in self._full}
 
-    def rebuild(self, wanted: Mapping[str, list[int]]) -> None:
-        """Give every tensor the shape of ``wanted``, or its first one; new values are zeros."""
-        changed = []
+    def rebuild(self, wanted: Mapping[str, list[int]]) -> set[str]:
+        """Give everything the shape of ``wanted``, or its first one; new values are zeros.
+
+        Returns:
+            The names of what has another shape now.
+        """
+        changed = set()
         for name in {**self._full, **wanted}:
-            tensor = self._tensor(name)
-            full = self._full.setdefault(name, list(tensor.shape))
+            full = self._full.setdefault(name, self._shape(name))
             shape = wanted.get(name, full)
-            if list(tensor.shape) != list(shape):
-                _replace(tensor, tensor.new_zeros(shape))
-                changed.append(name)
+            if self._shape(name) != list(shape):
+                self._set_shape(name, shape)
+                changed.add(name)
         self._full = {name: full for name, full in self._full.items() if name in wanted}
         self._tell_modules(changed)
+        return changed
 
     @contextmanager
     def _silenced(self, plan: PruningPlan) -> Iterator[None]:
@@ -161,21 +191,38 @@ class Shapes:
                 if use.takes_in:
                     weight = self._tensor(use.name).detach()
                     kept.append((weight, weight.clone()))
-                    weight.index_fill_(use.dim, _spread(gone, use.repeat).to(weight.device), 0.0)
+                    places = _spread(gone, plan.channels, use)
+                    weight.index_fill_(use.dim, places.to(weight.device), 0.0)
             yield
         finally:
             for weight, before in kept:
                 weight.copy_(before)
 
-    def _tensor(self, name: str) -> Tensor:
+    def _named(self, name: str) -> Any:
+        """A tensor, or a ``SeedSlot``."""
         path, _, own = name.rpartition(".")
-        tensor = getattr(self._model.get_submodule(path), own)
+        return getattr(self._model.get_submodule(path), own)
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor = self._named(name)
         assert isinstance(tensor, Tensor)
         return tensor
 
-    def _tell_modules(self, names: Any) -> None:
+    def _shape(self, name: str) -> list[int]:
+        found = self._named(name)
+        return [found.features] if isinstance(found, SeedSlot) else list(found.shape)
+
+    def _set_shape(self, name: str, shape: list[int]) -> None:
+        found = self._named(name)
+        if isinstance(found, SeedSlot):
+            (found.features,) = shape
+        else:
+            _replace(found, found.new_zeros(shape))
+
+    def _tell_modules(self, names: Iterable[str]) -> None:
         """Let modules know their width by their weights."""
-        for path in {name.rpartition(".")[0] for name in names}:
+        changed = set(names)
+        for path in {name.rpartition(".")[0] for name in changed}:
             module = self._model.get_submodule(path)
             match module:
                 case nn.Conv2d():
@@ -186,12 +233,15 @@ class Shapes:
                     tensor = module.weight if module.affine else module.running_mean
                     if tensor is not None:
                         module.num_features = len(tensor)
+        tell_heads(self._model, changed)
 
 
-def _spread(channels: Any, repeat: int) -> Tensor:
-    """``[1, 2]`` and 3 → 3, 4, 5, 6, 7, 8: the places along a dimension of some channels."""
-    starts = torch.tensor([*channels], dtype=torch.int64) * repeat
-    return (starts[:, None] + torch.arange(repeat)).flatten()
+def _spread(channels: Any, of: int, use: Use) -> Tensor:
+    """The places of some channels along a dimension: ``[1, 2]``, each of 3 → 3, 4, 5, 6, 7, 8."""
+    starts = torch.tensor([*channels], dtype=torch.int64) * use.repeat
+    once = (starts[:, None] + torch.arange(use.repeat)).flatten()
+    parts = torch.arange(use.parts) * (of * use.repeat)
+    return (parts[:, None] + once).flatten()
 
 
 def _replace(tensor: Tensor, values: Tensor) -> None:

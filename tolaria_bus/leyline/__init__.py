@@ -65,6 +65,7 @@ from tolaria_bus.leyline.v1.seed_pb2 import (
 )
 from tolaria_bus.leyline.v1.state_pb2 import (
     HardwareContext,
+    SlotState,
     SystemStatePacket,
 )
 from tolaria_bus.leyline.v1.telemetry_pb2 import (
@@ -131,6 +132,7 @@ __all__ = [
     "SeedOperation",
     "SeedState",
     "Settlement",
+    "SlotState",
     "SpooledPacket",
     "SystemHealth",
     "SystemStatePacket",

@@ -4,7 +4,7 @@ What the JSON means depends on the stream, for the entry has no type:
 
 - ``control``: an ``AdaptationCommand``;
 - ``emergency``: an ``EmergencySignal`` if it has only fields of one, else a ``TelemetryPacket``;
-- ``state``, ``telemetry``, ``outcomes``, ``reports``, ``dead``: what that stream carries.
+- ``state``, ``telemetry``, ``outcomes``, ``reports``, ``dead``, ``policies``: what they carry.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ _CARRIED: Final[dict[str, tuple[int, ...]]] = {
     "telemetry": (BusMessageType.BUS_MESSAGE_TYPE_TELEMETRY,),
     "outcomes": (BusMessageType.BUS_MESSAGE_TYPE_COMMAND_OUTCOME,),
     "reports": (BusMessageType.BUS_MESSAGE_TYPE_FIELD_REPORT,),
+    "policies": (BusMessageType.BUS_MESSAGE_TYPE_POLICY_UPDATE,),
     "dead": (BusMessageType.BUS_MESSAGE_TYPE_DEAD_LETTER,),
 }
 

@@ -20,7 +20,9 @@ import psutil
 from tolaria_bus.oona.streams import check_run_id
 
 NOTE: Final = "server.json"
-_PING_TIMEOUT: Final = 1.0  # seconds; a server on this machine answers in less than a millisecond
+_PING_TIMEOUT: Final = 5.0
+"""Seconds. A server on this machine answers in less than a millisecond, and much later where its
+disk or the machine is busy: it is not to be taken for gone then."""
 _log = logging.getLogger(__name__)
 
 

@@ -140,4 +140,9 @@ class Streams:
         """Hash: run to host, start and last beat."""
         return f"{self.prefix}:runs"
 
+    @property
+    def policies(self) -> str:
+        """Stream: policy updates, for every Tamiyo."""
+        return f"{self.prefix}:policies"
+
     dead_letters_of = staticmethod(dead_letters_of)

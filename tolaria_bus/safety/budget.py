@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
 
 WINDOW = 256
 """Measurements that percentiles are of."""
+BOUNDS_MS: Final = (0.1, 0.5, 1.0, 1.5, 3.5, 5.0, 12.0, 18.0, 50.0, 200.0, 2000.0, math.inf)
+"""Upper bounds of the classes of a histogram, the limits of an epoch's end among them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Budget:
 
 
 class Durations:
-    """The last durations of one phase, and their percentiles.
+    """The last durations of one phase with their percentiles, and a histogram of all.
 
     Args:
         window: How many are remembered.
@@ -73,10 +79,16 @@ class Durations:
 
     def __init__(self, window: int = WINDOW) -> None:
         self._last: deque[float] = deque(maxlen=window)
+        self._counts = [0] * len(BOUNDS_MS)
 
     def add(self, milliseconds: float) -> None:
         """One more."""
         self._last.append(milliseconds)
+        self._counts[bisect_left(BOUNDS_MS, milliseconds)] += 1
+
+    def cumulated(self) -> list[tuple[float, int]]:
+        """Each of ``BOUNDS_MS`` with how many durations of all were no longer, in milliseconds."""
+        return list(zip(BOUNDS_MS, accumulate(self._counts), strict=True))
 
     def percentile(self, percent: float) -> float:
         """The smallest duration that so many per cent of the remembered ones don't exceed.

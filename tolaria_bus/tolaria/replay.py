@@ -184,6 +184,8 @@ def recorded_settings(recording: Recording, given: Settings) -> Settings:
     return given.model_copy(
         update={
             **values,
+            # The journal has what Tamiyo said.
+            "tamiyo": "off",
             # Nobody goes back to a state of it.
             "checkpoint_every_epochs": _SELDOM,
             "checkpoint_every_steps": None,

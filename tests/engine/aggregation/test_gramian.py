@@ -34,7 +34,7 @@ def test_it_is_that_of_one_matrix_in_float64(dtype) -> None:
     assert gram.dtype == torch.float64
     assert torch.equal(gram, gram.T)
     scale = torch.outer(exact(found).diagonal().sqrt(), exact(found).diagonal().sqrt())
-    assert float(((gram - exact(found)).abs() / scale).max()) < 2e-6
+    assert float(((gram - exact(found)).abs() / scale).max()) < 1e-6
 
 
 def test_it_stays_exact_over_millions() -> None:
@@ -85,7 +85,7 @@ def test_blocks_are_views_of_everything_once_and_in_order() -> None:
         assert torch.equal(torch.cat(row), torch.cat(parts))
         storages = {each.untyped_storage().data_ptr() for each in row}
         assert {each.untyped_storage().data_ptr() for each in parts} == storages
-    assert max(sizes) <= 1 << 16
+    assert 1 < max(sizes) <= 1 << 17
 
 
 def test_tensors_of_two_dtypes_are_in_no_block_together() -> None:

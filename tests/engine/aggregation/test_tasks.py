@@ -340,6 +340,32 @@ def test_a_gradient_that_autograd_shares_between_parameters_is_not_added_to_itse
     torch.testing.assert_close(flat(found, shared(scene)), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_parameter_may_be_frozen_between_two_steps() -> None:
+    scene = Scene(("STABILIZE",))
+    scene.step(batch(), 0, 1)
+    before = scene.model[0].weight.requires_grad_(False).clone()
+    scene.step(batch(), 1, 1)
+    assert torch.equal(scene.model[0].weight, before)
+
+
+def test_sparse_gradients_are_an_error_of_one_line() -> None:
+    class Embeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(3, 4, sparse=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = x + self.table(torch.arange(len(x)) % 3)
+            return found
+
+    scene = Scene(("STABILIZE",))
+    embeds: Any = Embeds()
+    scene.model[0] = nn.Sequential(embeds, scene.model[0])
+    scene.manager.add_parameters("host.1", {"0.0.table.weight": embeds.table.weight})
+    with pytest.raises(JobError, match="a gradient is sparse"):
+        scene.step(batch(), 0, 1)
+
+
 def test_losses_of_several_dimensions_are_each_samples_mean() -> None:
     def per_class(model: nn.Module, batch: Any) -> Tensor:
         return sample_losses(model, batch).unsqueeze(1) * torch.tensor([0.5, 1.5])

@@ -34,17 +34,17 @@ def test_a_worker_is_steered_before_and_after_a_failover(
     where = ("--run", RUN, "--redis", place.url)
     words = ("run", "tiny.py:Tiny", *where, "--epochs", "1000000", "--summary", "summary.json")
     with terminal.start(*words) as worker:
-        assert "APPLIED" in terminal.run("send", "lr", "0.003", *where, "--wait", "60")
+        assert "APPLIED" in terminal.run("send", "lr", "0.003", *where, "--wait", "120")
         old = master_of(place)
         old.kill()
         try:
             with place.hasty():
                 wait_until(lambda: master_of(place) is not old)
-            assert "APPLIED" in terminal.run("send", "pause", *where, "--wait", "60")
+            assert "APPLIED" in terminal.run("send", "pause", *where, "--wait", "120")
         finally:
             old.start()
         place.wait_until_whole()
-        assert "APPLIED" in terminal.run("send", "stop", *where, "--wait", "60")
+        assert "APPLIED" in terminal.run("send", "stop", *where, "--wait", "120")
         worker.ends(0)
     assert summary(tmp_path / "summary.json")["stopped_by"] == "command"
     shown = terminal.run("tail", "--all", *where, "--since", "0", "--no-follow")

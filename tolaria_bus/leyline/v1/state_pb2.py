@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tolaria_bus.leyline.v1 import seed_pb2 as leyline_dot_v1_dot_seed__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16leyline/v1/state.proto\x12\nleyline.v1\x1a\x15leyline/v1/seed.proto\"\xc5\x01\n\x0fHardwareContext\x12\x13\n\x0b\x64\x65vice_type\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x17\n\x0ftotal_memory_gb\x18\x03 \x01(\x02\x12\x1b\n\x13\x61vailable_memory_gb\x18\x04 \x01(\x02\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x02\x12\x1b\n\x13utilization_percent\x18\x06 \x01(\x02\x12\x1a\n\x12\x63ompute_capability\x18\x07 \x01(\r\"\x9b\x04\n\x11SystemStatePacket\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x15\n\rcurrent_epoch\x18\x02 \x01(\r\x12\x1b\n\x13validation_accuracy\x18\x03 \x01(\x02\x12\x17\n\x0fvalidation_loss\x18\x04 \x01(\x02\x12\x14\n\x0ctimestamp_ns\x18\x05 \x01(\x04\x12\x35\n\x10hardware_context\x18\x06 \x01(\x0b\x32\x1b.leyline.v1.HardwareContext\x12L\n\x10training_metrics\x18\x07 \x03(\x0b\x32\x32.leyline.v1.SystemStatePacket.TrainingMetricsEntry\x12*\n\x0bseed_states\x18\x08 \x03(\x0b\x32\x15.leyline.v1.SeedState\x12\x11\n\tpacket_id\x18\t \x01(\t\x12\x13\n\x0bglobal_step\x18\n \x01(\x04\x12\x15\n\rtraining_loss\x18\x0b \x01(\x02\x12\x18\n\x10source_subsystem\x18\x0c \x01(\t\x12\x17\n\x0ftraining_run_id\x18\r \x01(\t\x12\x17\n\x0f\x65xperiment_name\x18\x0e \x01(\t\x12\x10\n\x08timeline\x18\x1e \x01(\r\x12\x0c\n\x04mode\x18\x1f \x01(\t\x1a\x36\n\x14TrainingMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16leyline/v1/state.proto\x12\nleyline.v1\x1a\x15leyline/v1/seed.proto\"\xc5\x01\n\x0fHardwareContext\x12\x13\n\x0b\x64\x65vice_type\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x17\n\x0ftotal_memory_gb\x18\x03 \x01(\x02\x12\x1b\n\x13\x61vailable_memory_gb\x18\x04 \x01(\x02\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x02\x12\x1b\n\x13utilization_percent\x18\x06 \x01(\x02\x12\x1a\n\x12\x63ompute_capability\x18\x07 \x01(\r\"J\n\tSlotState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x01(\r\x12\x0f\n\x07seed_id\x18\x04 \x01(\t\"\xc1\x04\n\x11SystemStatePacket\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x15\n\rcurrent_epoch\x18\x02 \x01(\r\x12\x1b\n\x13validation_accuracy\x18\x03 \x01(\x02\x12\x17\n\x0fvalidation_loss\x18\x04 \x01(\x02\x12\x14\n\x0ctimestamp_ns\x18\x05 \x01(\x04\x12\x35\n\x10hardware_context\x18\x06 \x01(\x0b\x32\x1b.leyline.v1.HardwareContext\x12L\n\x10training_metrics\x18\x07 \x03(\x0b\x32\x32.leyline.v1.SystemStatePacket.TrainingMetricsEntry\x12*\n\x0bseed_states\x18\x08 \x03(\x0b\x32\x15.leyline.v1.SeedState\x12\x11\n\tpacket_id\x18\t \x01(\t\x12\x13\n\x0bglobal_step\x18\n \x01(\x04\x12\x15\n\rtraining_loss\x18\x0b \x01(\x02\x12\x18\n\x10source_subsystem\x18\x0c \x01(\t\x12\x17\n\x0ftraining_run_id\x18\r \x01(\t\x12\x17\n\x0f\x65xperiment_name\x18\x0e \x01(\t\x12\x10\n\x08timeline\x18\x1e \x01(\r\x12\x0c\n\x04mode\x18\x1f \x01(\t\x12$\n\x05slots\x18  \x03(\x0b\x32\x15.leyline.v1.SlotState\x1a\x36\n\x14TrainingMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_options = b'8\001'
   _globals['_HARDWARECONTEXT']._serialized_start=62
   _globals['_HARDWARECONTEXT']._serialized_end=259
-  _globals['_SYSTEMSTATEPACKET']._serialized_start=262
-  _globals['_SYSTEMSTATEPACKET']._serialized_end=801
-  _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_start=747
-  _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_end=801
+  _globals['_SLOTSTATE']._serialized_start=261
+  _globals['_SLOTSTATE']._serialized_end=335
+  _globals['_SYSTEMSTATEPACKET']._serialized_start=338
+  _globals['_SYSTEMSTATEPACKET']._serialized_end=915
+  _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_start=861
+  _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_end=915
 # @@protoc_insertion_point(module_scope)

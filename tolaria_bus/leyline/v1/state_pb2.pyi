@@ -57,6 +57,38 @@ class HardwareContext(_message.Message):
 Global___HardwareContext: _TypeAlias = HardwareContext  # noqa: Y015
 
 @_typing.final
+class SlotState(_message.Message):
+    """A place in the model where a seed can grow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    SEED_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    kind: _builtins.str
+    """conv2d, linear, sequence."""
+    features: _builtins.int
+    seed_id: _builtins.str
+    """Of the seed that holds it; empty where it is free."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        features: _builtins.int = ...,
+        seed_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "kind", b"kind", "name", b"name", "seed_id", b"seed_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotState: _TypeAlias = SlotState  # noqa: Y015
+
+@_typing.final
 class SystemStatePacket(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -96,6 +128,7 @@ class SystemStatePacket(_message.Message):
     EXPERIMENT_NAME_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     current_epoch: _builtins.int
     validation_accuracy: _builtins.float
@@ -116,6 +149,8 @@ class SystemStatePacket(_message.Message):
     def training_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
     def seed_states(self) -> _containers.RepeatedCompositeFieldContainer[_seed_pb2.SeedState]: ...
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotState]: ...
     def __init__(
         self,
         *,
@@ -135,10 +170,11 @@ class SystemStatePacket(_message.Message):
         experiment_name: _builtins.str = ...,
         timeline: _builtins.int = ...,
         mode: _builtins.str = ...,
+        slots: _abc.Iterable[Global___SlotState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hardware_context", b"hardware_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_epoch", b"current_epoch", "experiment_name", b"experiment_name", "global_step", b"global_step", "hardware_context", b"hardware_context", "mode", b"mode", "packet_id", b"packet_id", "seed_states", b"seed_states", "source_subsystem", b"source_subsystem", "timeline", b"timeline", "timestamp_ns", b"timestamp_ns", "training_loss", b"training_loss", "training_metrics", b"training_metrics", "training_run_id", b"training_run_id", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_epoch", b"current_epoch", "experiment_name", b"experiment_name", "global_step", b"global_step", "hardware_context", b"hardware_context", "mode", b"mode", "packet_id", b"packet_id", "seed_states", b"seed_states", "slots", b"slots", "source_subsystem", b"source_subsystem", "timeline", b"timeline", "timestamp_ns", b"timestamp_ns", "training_loss", b"training_loss", "training_metrics", b"training_metrics", "training_run_id", b"training_run_id", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

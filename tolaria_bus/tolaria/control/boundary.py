@@ -1,25 +1,28 @@
-"""The end of an epoch: validate, assemble the state, adapt, check, checkpoint; each phase timed.
+"""The end of an epoch: validate, assemble the state, ask Tamiyo, adapt, check, checkpoint.
 
-Validation, the checkpoint's copy, and commands that are work themselves (structure, rollbacks) are
-timed apart; assembly, adaptation and check have to fit the boundary's budget. Spans say what each
-took this time, ``tolaria.boundary.*`` what they take at the median, at p99 and at the most.
+Each phase is timed. Validation, the checkpoint's copy, and commands that are work themselves
+(structure, rollbacks) are timed apart; assembly, Tamiyo, adaptation and check have to fit the
+boundary's budget. Spans say what each took this time, ``tolaria.boundary.*`` what they take at the
+median, at p99 and at the most, and how often so many milliseconds were enough.
 
 The budget is of this thread's processor time: a machine that is busy with other things makes an
-epoch's end long, and no mode of ours would make it shorter.
+epoch's end long, and no mode of ours would make it shorter. Of Tamiyo it is the time that passes:
+the thread does nothing but wait.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 import torch
 
-from tolaria_bus.leyline import HardwareContext, SystemStatePacket
+from tolaria_bus.leyline import HardwareContext, MetricPoint, SystemStatePacket
 from tolaria_bus.safety.budget import Durations
-from tolaria_bus.tolaria.control.mailbox import Outbound
+from tolaria_bus.tolaria.control.guards import BOUNDARY
+from tolaria_bus.tolaria.control.handshake import packet_id
 from tolaria_bus.tolaria.control.mode import mode_name
 from tolaria_bus.tolaria.control.seeds import group_of
 from tolaria_bus.tolaria.control.telemetry import SOURCE, Telemetry
@@ -27,7 +30,7 @@ from tolaria_bus.tolaria.engine.validation import Validation
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 GIB = float(1 << 30)
-_PHASES = ("validation", "assembly", "adaptation", "work", "check", "checkpoint")
+_PHASES = ("validation", "assembly", "tamiyo", "adaptation", "work", "check", "checkpoint")
 _PERCENTILES = ((50, "p50"), (99, "p99"), (100, "max"))
 
 
@@ -39,10 +42,11 @@ class Boundary:
         job: The job's name.
         state: Of the run.
         device: That it trains on.
-        outbound: Gets the state packet.
         telemetry: Gets the timings.
         validate: Measures the model; ``None`` where the run is being stopped.
         accept: Told the accuracy; False where the run was sent back for it.
+        describe: Adds to the state packet what others know.
+        ask: Sends the state packet to Tamiyo; returns whether it waited for the answer.
         adapt: Opens the epoch fence; returns seconds that commands' own work and holds took.
         check: Raises where the run's parts have come apart.
         judge: Gets what each phase took of the processor, in milliseconds.
@@ -62,10 +66,11 @@ class Boundary:
         state: TrainingState,
         device: torch.device,
         *,
-        outbound: Outbound,
         telemetry: Telemetry,
         validate: Callable[[], Validation | None],
         accept: Callable[[float | None], bool],
+        describe: Callable[[SystemStatePacket], None],
+        ask: Callable[[SystemStatePacket], bool],
         adapt: Callable[[int], float],
         check: Callable[[], None],
         judge: Callable[[Mapping[str, float]], None],
@@ -79,10 +84,11 @@ class Boundary:
         self._job = job
         self._state = state
         self._device = device
-        self._outbound = outbound
         self._telemetry = telemetry
         self._validate = validate
         self._accept = accept
+        self._describe = describe
+        self._ask = ask
         self._adapt = adapt
         self._check = check
         self._judge = judge
@@ -108,7 +114,9 @@ class Boundary:
         if not self._accept(self.validate()):
             return
         stamp()
-        self._outbound.state(self.assemble(epoch, training_loss))
+        packet = self.assemble(epoch, training_loss)
+        stamp()
+        waited = self._ask(packet)
         stamp()
         work_ms = self._adapt(epoch) * 1e3
         stamp()
@@ -116,34 +124,50 @@ class Boundary:
         stamp()
         self._checkpoint()
         stamp()
-        validated, assembled, adapted, checked, saved = (
+        validated, assembled, asked, adapted, checked, saved = (
             (end - start) * 1e3 for start, end in itertools.pairwise(stamps)
         )
         took_ms = dict(
             zip(
                 _PHASES,
-                (validated, assembled, adapted - work_ms, work_ms, checked, saved),
+                (validated, assembled, asked, adapted - work_ms, work_ms, checked, saved),
                 strict=True,
             )
         )
         self._telemetry.spans("tolaria.boundary", _marks(began_ns, took_ms))
-        _, assembly, adaptation, check, _ = (
+        _, assembly, tamiyo, adaptation, check, _ = (
             (end - start) * 1e3 for start, end in itertools.pairwise(worked)
         )
         # A command's own work is processor time as well, and is none of adaptation's.
         adaptation = min(adaptation, took_ms["adaptation"])
-        self._judge({"assembly": assembly, "adaptation": adaptation, "check": check})
-        points = self._percentiles(took_ms)
+        if waited:
+            tamiyo = asked
+        self._judge(
+            {"assembly": assembly, "tamiyo": tamiyo, "adaptation": adaptation, "check": check}
+        )
+        self._telemetry.publish(self._histograms(took_ms))
+        points = self._percentiles()
         points["tolaria.training.epoch_loss"] = (training_loss, "")
         points["tolaria.validation.loss"] = (self.validation_loss, "")
         if self.validation_accuracy is not None:
             points["tolaria.validation.accuracy"] = (self.validation_accuracy, "1")
         self._telemetry.metrics(points)
 
-    def _percentiles(self, took_ms: Mapping[str, float]) -> dict[str, tuple[float, str]]:
-        points = {}
+    def _histograms(self, took_ms: Mapping[str, float]) -> Iterator[MetricPoint]:
+        """How often each budgeted phase was over within so many milliseconds, since the start."""
         for phase, durations in self._durations.items():
             durations.add(took_ms[phase])
+        for phase in BOUNDARY.limits_ms:
+            for bound, count in self._durations[phase].cumulated():
+                yield MetricPoint(
+                    name=f"tolaria.boundary.{phase}_ms.bucket",
+                    value=count,
+                    attributes={"le": f"{bound:g}"},
+                )
+
+    def _percentiles(self) -> dict[str, tuple[float, str]]:
+        points = {}
+        for phase, durations in self._durations.items():
             for percent, name in _PERCENTILES:
                 points[f"tolaria.boundary.{phase}_ms.{name}"] = (
                     durations.percentile(percent),
@@ -175,7 +199,7 @@ class Boundary:
             validation_loss=self.validation_loss,
             timestamp_ns=now,
             hardware_context=hardware(self._device),
-            packet_id=f"{self._run}.t{state.timeline}.s{state.step}",
+            packet_id=packet_id(self._run, state.timeline, state.step),
             global_step=state.step,
             training_loss=training_loss,
             source_subsystem=SOURCE,
@@ -190,7 +214,15 @@ class Boundary:
             packet.seed_states.append(seed)
         for group, rate in rates.items():
             packet.training_metrics[f"learning_rate.{group}"] = rate
-        packet.training_metrics["loss.running_mean"] = state.watch.mean
+        for slot in state.kasmina.slots():
+            packet.slots.add(
+                name=slot.name, kind=slot.kind, features=slot.features, seed_id=slot.seed_id
+            )
+        metrics = packet.training_metrics
+        metrics["loss.running_mean"] = state.watch.mean
+        metrics["parameters"] = float(sum(p.numel() for p in state.model.parameters()))
+        metrics["steps_per_epoch"] = float(state.data.steps_per_epoch)
+        self._describe(packet)
         return packet
 
 

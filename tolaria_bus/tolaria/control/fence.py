@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from tolaria_bus.leyline import (
@@ -41,6 +42,8 @@ from tolaria_bus.tolaria.recovery.ledger import Identity
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 
 NEVER = sys.maxsize
+UNWANTED_SECONDS = 0.002
+"""What a fence spends on answers that nobody waits for: a flood of them must not stop training."""
 HELD_POLL_SECONDS = 0.5
 """A held run looks at the clock this often; a delivery or a stop request wakes it at once."""
 
@@ -80,6 +83,7 @@ class Fence:
         self._outcomes = Outcomes(run_id, run.state, wall_ns)
         self._execution = Execution(run, folder, outbound, telemetry, self._outcomes)
         self._waiting: list[Delivery] = []
+        self._unwanted: deque[tuple[Delivery, CommandRefused]] = deque()
         self._held_seconds = 0.0
         self._place = 0
         self.recovering = Recovering(
@@ -129,15 +133,18 @@ class Fence:
         self._apply_deferred(epoch_ended)
         if not recovering.behind:
             self._apply_waiting(epoch_ended)
+            self._refuse_unwanted()
         if held(self._run.state.mode):
             self._run.stand_still()
         while held(self._run.state.mode) and not self._ending and not recovering.behind:
             began = time.perf_counter()
-            self._on_hold(True)
-            self._mailbox.wait(HELD_POLL_SECONDS)
-            self._on_hold(False)
+            if not self._unwanted:
+                self._on_hold(True)
+                self._mailbox.wait(HELD_POLL_SECONDS)
+                self._on_hold(False)
             self._held_seconds += time.perf_counter() - began
             self._apply_waiting(None)
+            self._refuse_unwanted()
         self.next_step = 0 if recovering.behind else self._next_due()
 
     @property
@@ -168,7 +175,8 @@ class Fence:
                 return
 
     def _next_due(self) -> int:
-        if held(self._run.state.mode) or self._waiting or self._execution.blocked:
+        waiting = self._waiting or self._unwanted
+        if held(self._run.state.mode) or waiting or self._execution.blocked:
             return 0
         steps = [item.at_step for item in self._ledger.deferred() if not item.at_epoch]
         return min(steps, default=NEVER)
@@ -215,6 +223,10 @@ class Fence:
                 finished = self._ledger.finished(command.command_id, delivery.origin)
             self._outbound.outcome(self._outcomes.known(command, known, finished), delivery)
             return
+        unwanted = self._run.handshake.judge(delivery)
+        if unwanted is not None:
+            self._unwanted.append((delivery, CommandRefused(*unwanted)))
+            return
         try:
             refuse_superseded(
                 command,
@@ -227,13 +239,27 @@ class Fence:
             due = due_fence(command, self._run.state, epoch_ended)
             if due is not None:
                 self._execution.defer(delivery, due)
+                self._run.handshake.answered(command)
                 return
             self._execution.check(command)
         except CommandRefused as refusal:
             self._execution.finish(delivery, self._outcomes.refused(command, refusal))
+            self._run.handshake.answered(command)
             return
         self._place += 1
         self._execution.attempt(delivery, self._place)
+
+    def _refuse_unwanted(self) -> None:
+        """Answer what can't be taken as an answer of Tamiyo's, as far as there is time now.
+
+        It isn't journaled: should it come again, it is judged again.
+        """
+        end = time.perf_counter() + UNWANTED_SECONDS
+        while self._unwanted and time.perf_counter() < end:
+            delivery, refusal = self._unwanted.popleft()
+            outcome = self._outcomes.refused(delivery.command, refusal)
+            outcome.stream, outcome.entry_id = delivery.stream, delivery.entry_id
+            self._outbound.outcome(outcome, delivery)
 
     def _check_deadline(self, command: AdaptationCommand) -> None:
         if not command.execution_deadline_ms:

@@ -32,7 +32,10 @@ class ToldGradients:
 
         Waits for the device if there are several.
         """
-        return list(self._figures()) if self._tasks.present else []
+        if self._tasks.present:
+            return list(self._figures())
+        self._tasks.release()
+        return []
 
     def _figures(self) -> Iterator[Figure]:
         kasmina, scaler = self._state.kasmina, self._state.engine.scaler

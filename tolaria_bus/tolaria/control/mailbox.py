@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -140,7 +140,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.waiting = False
         self.stop_reason = ""
-        self._inbox: deque[Delivery] = deque()
+        self._inbox: list[Delivery] = []
         self._changed = threading.Condition()
 
     def post(self, delivery: Delivery) -> None:
@@ -165,6 +165,29 @@ class Mailbox:
             taken = list(self._inbox)
             self._inbox.clear()
         return in_order(taken)
+
+    def wait_for(self, wanted: Callable[[Delivery], bool], timeout: float) -> bool:
+        """Block until a wanted delivery is in the inbox, or a stop is asked for; it stays there.
+
+        Args:
+            wanted: Asked about each delivery once.
+            timeout: Seconds, at most.
+
+        Returns:
+            False if the time was over first.
+        """
+        looked_at = 0
+
+        def there() -> bool:
+            nonlocal looked_at
+            while looked_at < len(self._inbox):
+                looked_at += 1
+                if wanted(self._inbox[looked_at - 1]):
+                    return True
+            return bool(self.stop_reason)
+
+        with self._changed:
+            return self._changed.wait_for(there, timeout)
 
     def wait(self, timeout: float) -> bool:
         """Block until something waits, at most ``timeout`` seconds. True if something does."""

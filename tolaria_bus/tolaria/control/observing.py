@@ -24,6 +24,7 @@ from tolaria_bus.leyline import (
     FieldReportOutcome,
     SeedOperation,
 )
+from tolaria_bus.leyline.annotations import POLICY
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.mailbox import Outbound
 from tolaria_bus.tolaria.control.telemetry import Telemetry
@@ -110,6 +111,7 @@ class Observations:
             "seed_id": command.target_seed_id,
             "blueprint_id": seed.blueprint_id,
             "what": _what(command),
+            "policy": command.annotations.get(POLICY, ""),
         }
         if seed.operation == SeedOperation.SEED_OP_GERMINATE and not command.target_seed_id:
             entry["seed_id"] = command.command_id
@@ -199,6 +201,8 @@ class Observations:
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             observation_window_epochs=entry["window"],
             notes=notes,
+            # Of an older checkpoint there is none.
+            tamiyo_policy_version=entry.get("policy", ""),
         )
         report.issued_at.FromNanoseconds(self._wall_ns())
         self._outbound.report(report)

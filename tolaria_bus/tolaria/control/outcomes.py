@@ -18,6 +18,8 @@ from tolaria_bus.tolaria.control.commands import CommandRefused
 from tolaria_bus.tolaria.recovery.ledger import ID_CONFLICT, Identity
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
+_TOO_LATE: Final = frozenset({"deadline", "late_answer"})
+
 FATAL: Final = "fatal"
 """Code of the outcome for a command that ended its process too often, and is a dead letter."""
 
@@ -51,8 +53,8 @@ class Outcomes:
         return self._make(command, CommandStatus.COMMAND_STATUS_DEFERRED, "deferred", reason)
 
     def refused(self, command: AdaptationCommand, refusal: CommandRefused) -> CommandOutcome:
-        """REJECTED, or EXPIRED where a deadline had passed."""
-        expired = refusal.code == "deadline"
+        """REJECTED, or EXPIRED where it came too late."""
+        expired = refusal.code in _TOO_LATE
         status = (
             CommandStatus.COMMAND_STATUS_EXPIRED
             if expired

@@ -3,8 +3,9 @@
 The first step that is asked for is recorded for itself and thrown away: the profiler warms up, and
 how many events a step has says how many steps fit. Then the steps are recorded, with what lies
 between them. Ending a recording costs the training thread microseconds for each event; the file is
-written and summed up by a thread of its own. A report then goes out as telemetry: it has all that
-somebody on another machine needs, and says where the trace is.
+written and summed up by a thread of its own (the profiler's library holds the interpreter's lock
+while it collects and while it writes, which is why a trace is kept small). A report then goes out
+as telemetry: it has all that somebody on another machine needs, and says where the trace is.
 
 Nothing of it is part of the run's state, and no weight depends on it. A command that was answered
 is not done again by recovery; what a process that died was recording is lost, and told.

@@ -128,15 +128,16 @@ class SeedWork:
         self._tell_gate(plan.target, done.reading, is_a="target")
         self._telemetry.event(
             "pruned",
-            f"{done.target}: {done.removed} of {plan.channels} channels",
+            f"{done.target}: {done.removed} of {plan.channels} {plan.unit}",
             target=done.target,
-            channels_removed=done.removed,
+            removed=done.removed,
+            unit=plan.unit,
             parameters_removed=done.parameters,
         )
         return {
             "target": done.target,
-            "channels_removed": done.removed,
-            "channels": plan.channels - done.removed,
+            f"{plan.unit}_removed": done.removed,
+            plan.unit: plan.channels - done.removed,
             "parameters_removed": done.parameters,
             **_gate_details(done.reading),
         }

@@ -49,7 +49,7 @@ class Standing:
         monotonic: Seconds.
 
     Attributes:
-        told: The newest look; any thread may read it. See ``docs/status.md``.
+        told: The newest look; any thread may read it. ``docs/wire.md`` says what is in it.
     """
 
     def __init__(

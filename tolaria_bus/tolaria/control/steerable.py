@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tolaria_bus.leyline import AdaptationCommand, Decision, EmergencyLevel, TimelineCut
 from tolaria_bus.tolaria.control.emergencies import Emergencies
@@ -13,6 +13,9 @@ from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.engine.numbers import is_number
 from tolaria_bus.tolaria.recovery.restore_points import Target
 from tolaria_bus.tolaria.recovery.state import TrainingState
+
+if TYPE_CHECKING:
+    from tolaria_bus.tolaria.control.handshake import Handshake
 
 Details = dict[str, Any]
 Effect = Callable[[], Details]
@@ -50,6 +53,7 @@ class Steerable(Protocol):
     observations: Observations
     emergencies: Emergencies
     profiling: Profiling
+    handshake: Handshake
 
     def admit(self, command: AdaptationCommand) -> None:
         """Refuse a new command whose breaker is open.

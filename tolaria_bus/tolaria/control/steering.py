@@ -15,6 +15,7 @@ from tolaria_bus.tolaria.control.deadlines import Deadlines, Way, no_deadline
 from tolaria_bus.tolaria.control.emergencies import Emergencies
 from tolaria_bus.tolaria.control.features import FALLBACK, apply_fallback
 from tolaria_bus.tolaria.control.guards import Guards
+from tolaria_bus.tolaria.control.handshake import NO_ANSWER, Handshake
 from tolaria_bus.tolaria.control.health import Health
 from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.profiling import Profiling
@@ -45,12 +46,14 @@ class Steering:
         seeds: Does what is done to seeds; set once it is made.
         observations: What becomes of commands' effects; set once it is made.
         profiling: Records traces; set once it is made.
+        handshake: Asks Tamiyo; set once it is made.
     """
 
     fence: Fence
     seeds: SeedWork
     observations: Observations
     profiling: Profiling
+    handshake: Handshake
 
     def __init__(
         self,
@@ -240,6 +243,7 @@ class Steering:
             way.enters("resume")
         self._rollback.apply(cut, timeline)
         self.emergencies.look()
+        self.handshake.forget()
         if way is None:
             return
         way.ends()
@@ -255,6 +259,8 @@ class Steering:
         self.guards.apply(decision)
         if decision.kind == FALLBACK:
             apply_fallback(decision, self.state)
+        elif decision.kind == NO_ANSWER:
+            self.handshake.apply(decision)
         elif decision.kind == HALT:
             self.emergencies.halt(decision.reason)
             self.make_halt_durable()

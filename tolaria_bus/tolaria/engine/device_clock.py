@@ -15,6 +15,7 @@ from typing import Final
 import torch
 
 from tolaria_bus.tolaria.engine.phases import (
+    AGGREGATION,
     BACKWARD,
     DATA,
     FORWARD,
@@ -24,7 +25,7 @@ from tolaria_bus.tolaria.engine.phases import (
     Times,
 )
 
-ON_DEVICE: Final = (DATA, PREPARE, FORWARD, BACKWARD, SIDE, OPTIMIZER)
+ON_DEVICE: Final = (DATA, PREPARE, FORWARD, BACKWARD, AGGREGATION, SIDE, OPTIMIZER)
 """Phases of a step: the others are not the device's."""
 ONE_IN: Final = 16
 """Steps of which one is measured: an event costs the training thread some microseconds."""

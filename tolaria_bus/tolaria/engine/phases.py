@@ -22,6 +22,7 @@ DATA: Final = "data"
 PREPARE: Final = "prepare"
 FORWARD: Final = "forward"
 BACKWARD: Final = "backward"
+AGGREGATION: Final = "aggregation"
 SIDE: Final = "side"
 OPTIMIZER: Final = "optimizer"
 LOSS: Final = "loss"
@@ -39,6 +40,7 @@ PHASES: Final = {
     PREPARE: "seeding, clearing gradients, the batch's copy to the device",
     FORWARD: "the job's loss",
     BACKWARD: "its gradients",
+    AGGREGATION: "one gradient of several tasks', where a conflict handler is on",
     SIDE: "seeds that learn beside the host",
     OPTIMIZER: "clipping, learning rates, the optimizer's step",
     LOSS: "the loss of the step before: on CUDA, the wait for the device",

@@ -20,6 +20,7 @@ from tolaria_bus.tolaria.engine.optimizer import HOST_GROUP, OptimizerManager
 from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
 from tolaria_bus.tolaria.engine.passes import Passes
 from tolaria_bus.tolaria.engine.phases import (
+    AGGREGATION,
     BACKWARD,
     DATA,
     FORWARD,
@@ -207,6 +208,7 @@ class TrainStep:
     def _update(self, optimizer: Optimizer, timeline: int, position: int) -> None:
         scaler = self._scaler
         if self._handled and self._tasks is not None:
+            self._enter(AGGREGATION)
             self._tasks.settle(timeline, position, scaled=scaler is not None)
         self._enter(OPTIMIZER)
         if scaler is not None:

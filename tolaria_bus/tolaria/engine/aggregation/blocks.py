@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-# Elements of one task in a block: on a CPU what fits into a core's cache for some tasks, elsewhere
-# as many as keep launches few and what is made of a block small.
-_CPU, _DEVICE = 1 << 16, 1 << 20
+# Elements of a block: on a CPU what fits into a core's cache for all tasks together, elsewhere, for
+# each task, as many as keep launches few and what is made of a block small.
+_CPU, _DEVICE = 1 << 18, 1 << 20
 
 Block = list[list[Tensor]]
 """For each row the same pieces: 1-dimensional views."""
@@ -44,7 +44,7 @@ def blocks(rows: Sequence[Sequence[Tensor]]) -> Iterator[Block]:
     A large tensor is cut; small ones of one dtype go together.
     """
     first = rows[0]
-    size = _CPU if first and first[0].device.type == "cpu" else _DEVICE
+    size = _CPU // len(rows) if first and first[0].is_cpu else _DEVICE
     gathered: list[int] = []
     elements = 0
     for index, tensor in enumerate(first):

@@ -1,5 +1,6 @@
 """Several gradients become one; those that aren't finite have no part in it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,7 +44,8 @@ def combine(
     """Aggregate w_k·g_k over the tasks k. Nothing waits for the device, but what the handler does.
 
     Args:
-        gradients: Of each task, of the shared parameters; None: zeros. They aren't changed.
+        gradients: Of each task, of the shared parameters; None: zeros. The first task's become the
+            aggregate where nobody else has them.
         parameters: Those.
         own: Of each task, the gradients of its own parameters: only looked at.
         weights: Shape (tasks,), float64, on the device.
@@ -52,7 +54,7 @@ def combine(
         leave_out: A task whose gradient isn't finite counts as one of zeros. Else, where there is
             one, the aggregate is not a number.
     """
-    shared = [torch.empty_like(parameter) for parameter in parameters]
+    shared = _room(gradients, parameters)
     rows = as_rows(gradients, shared)
     gram = gramian(rows).to(weights.device)
     finite = torch.isfinite(gram.diagonal()) & _all_finite(own, weights.device)
@@ -68,6 +70,32 @@ def combine(
             coefficients = coefficients * whole
         _by_coefficients(rows, coefficients, finite, into=flat(shared))
     return Combined(shared, gram, finite, against)
+
+
+def _room(
+    gradients: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Where the aggregate goes: into the first task's gradients, where they can be written to.
+
+    That is where one is a tensor of its own that lies in memory as its parameter does. New memory
+    costs a CPU more than filling it.
+    """
+    users = Counter(
+        gradient.untyped_storage().data_ptr()
+        for row in gradients
+        for gradient in row
+        if gradient is not None
+    )
+    return [
+        gradient
+        if gradient is not None
+        and gradient.stride() == parameter.stride()
+        and gradient.dtype == parameter.dtype
+        and gradient.untyped_storage().nbytes() == parameter.numel() * parameter.itemsize
+        and users[gradient.untyped_storage().data_ptr()] == 1
+        else torch.empty_like(parameter)
+        for gradient, parameter in zip(gradients[0], parameters, strict=True)
+    ]
 
 
 def kept(gradient: Tensor, finite: Tensor) -> Tensor:
@@ -88,8 +116,12 @@ def _all_finite(rows: Sequence[Sequence[Tensor]], device: torch.device) -> Tenso
 def _by_coefficients(
     rows: Sequence[Sequence[Tensor]], coefficients: Tensor, finite: Tensor, *, into: list[Tensor]
 ) -> None:
-    # To look at one number on the CPU is no waiting; a device makes zeros of what isn't finite.
-    masked = not finite.is_cpu or not bool(finite.all())
+    if coefficients.is_cpu:
+        # To look at numbers there is no waiting.
+        numbers = coefficients.where(finite, 0.0).tolist()
+        for *parts, out in blocks([*rows, into]):
+            _add_up(parts, numbers, out)
+        return
     of_type = {
         dtype: (coefficients.to(dtype).unbind(), finite.to(_BITS[dtype.itemsize]).unbind())
         for dtype in {each.dtype for each in into}
@@ -97,16 +129,32 @@ def _by_coefficients(
     for *parts, out in blocks([*rows, into]):
         factors, keep = of_type[out[0].dtype]
         for task, part in enumerate(parts):
-            sound = _zeroed(part, keep[task]) if masked else part
+            added = _zeroed(part, keep[task])
+            torch._foreach_mul_(added, factors[task])
             if task == 0:
-                torch._foreach_copy_(out, sound)
-                torch._foreach_mul_(out, factors[task])
+                torch._foreach_copy_(out, added)
             else:
-                torch._foreach_add_(out, torch._foreach_mul(sound, factors[task]))
+                torch._foreach_add_(out, added)
+
+
+def _add_up(parts: list[list[Tensor]], factors: Sequence[float], out: list[Tensor]) -> None:
+    """Sum factors·parts into ``out``, which may be the first; one that comes with 0 isn't read."""
+    first, *others = zip(parts, factors, strict=True)
+    if first[1] == 0.0:
+        torch._foreach_zero_(out)
+    else:
+        for target, tensor in zip(out, first[0], strict=True):
+            if target.data_ptr() != tensor.data_ptr():
+                target.copy_(tensor)
+        if first[1] != 1.0:
+            torch._foreach_mul_(out, first[1])
+    for part, factor in others:
+        if factor != 0.0:
+            torch._foreach_add_(out, part, alpha=factor)
 
 
 def _zeroed(part: list[Tensor], keep: Tensor) -> list[Tensor]:
-    """The same bits times 1, or times 0: which makes 0.0 of NaN, too, in one launch for all."""
+    """A copy, its bits times 1 or times 0: which makes 0.0 of NaN, too, in one launch for all."""
     bits = torch._foreach_mul([each.view(keep.dtype) for each in part], keep)
     return [each.view(tensor.dtype) for each, tensor in zip(bits, part, strict=True)]
 

@@ -65,6 +65,7 @@ class TaskGradients:
         self._handler = handler
         self._members: _Members | None = None
         self._gathered: list[list[Tensor | None]] | None = None
+        self._spent: dict[int, list[Tensor | None]] = {}
 
     @property
     def present(self) -> bool:
@@ -81,6 +82,10 @@ class TaskGradients:
         self.watch.begin(self._kasmina.tasks)
         self._find_members()
         return self._handler is not None and not conservative
+
+    def release(self) -> None:
+        """Give back what memory is kept for the next step's gradients: there will be none soon."""
+        self._spent.clear()
 
     def backward(
         self,
@@ -157,6 +162,8 @@ class TaskGradients:
             for parameter, gradient in zip(parameters, gradients[count:], strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if scaled else kept(gradient, finite)
+        if weights.is_cpu:
+            self._spent = dict(enumerate(gathered))
         self.watch.note_gradients(found)
 
     def _measure(self, batch: Any, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
@@ -187,11 +194,25 @@ class TaskGradients:
         members = self._find_members()
         gathered: list[list[Tensor | None]] = []
         for task, part in enumerate(parts):
+            # Their memory is there for the new ones: a CPU's is costly to give back and get again.
+            self._spent.pop(task, None)
             wanted = [*members.shared, *members.own[task]]
             last = task + 1 == len(parts)
-            gathered.append(
-                [*torch.autograd.grad(part, wanted, retain_graph=not last, allow_unused=True)]
+            found = iter(
+                torch.autograd.grad(
+                    part,
+                    [parameter for parameter in wanted if parameter.requires_grad],
+                    retain_graph=not last,
+                    allow_unused=True,
+                )
             )
+            gathered.append([next(found) if p.requires_grad else None for p in wanted])
+        for row in gathered:
+            if any(g is not None and g.layout is not torch.strided for g in row):
+                raise JobError(
+                    "the job: a gradient is sparse (as of an embedding made with sparse=True); "
+                    "only aggregation=none can have such ones"
+                )
         before = self._gathered
         self._gathered = gathered if before is None else _sum(before, gathered)
 
@@ -207,7 +228,6 @@ class TaskGradients:
             for name, parameter in zip(
                 manager.parameter_names(group["name"]), group["params"], strict=True
             )
-            if parameter.requires_grad
         ]
         for name, parameter in named:
             if parameter.is_complex():
