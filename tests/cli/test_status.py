@@ -63,13 +63,6 @@ def told(**changed: Any) -> dict[str, Any]:
             {"seed_id": "s1", "stage": "TRAINING", "slot": "body", "blueprint_id": "residual_conv",
              "parameters": 1234, "since_step": 900},
         ],
-        "emergency": {
-            "level": "ELEVATED",
-            "since_step": 1150,
-            "reason": "loss 9 at step 1150",
-            "by": "tolaria",
-            "falls_at_step": 1650,
-        },
         "checkpoint": {"name": "step-00001100-t2-s40", "step": 1100, "written": NOW - 40},
         **changed,
     }  # fmt: skip
@@ -125,8 +118,6 @@ def test_a_page_has_all_of_it_in_80_columns() -> None:
         "loss 0.1235, accuracy 97.12%, lr 0.001, 231 steps/s",
         "conservative since step 1000 (",
         "by operator/ann: a test a test",
-        "emergency ELEVATED since step 1150 by tolaria: loss 9 at step 1150",
-        "falls: at step 1650, without a cause",
         "off: profiling",
         "ends: send mode normal",
         "kasmina HALF_OPEN since step 1100: cooled down",
