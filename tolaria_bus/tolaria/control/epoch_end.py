@@ -25,7 +25,7 @@ class EpochEnd:
     Args:
         run: The run's id.
         job: The job's name.
-        settings: How often a checkpoint is made.
+        settings: How often a checkpoint is made, and how many batches make a step.
         steering: Has the state, its health, its fence.
         validating: Measures the model.
         observations: What becomes of commands' effects.
@@ -70,6 +70,7 @@ class EpochEnd:
             job,
             steering.state,
             validating.device,
+            steps_per_epoch=-(-steering.state.data.steps_per_epoch // settings.accumulate),
             telemetry=telemetry,
             validate=self._validate,
             accept=steering.health.check_accuracy,
