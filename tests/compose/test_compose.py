@@ -30,7 +30,7 @@ def healthy(engine: LocalEngine, name: str, seconds: float = PATIENCE) -> None:
         said = engine.running[name].output.all() if name in engine.running else ""
         assert time.monotonic() < deadline, f"{checked.stdout}{checked.stderr}\n{said}"
         # What is waited for needs the processor too.
-        time.sleep(0.25)
+        time.sleep(1.0)
 
 
 @pytest.fixture
