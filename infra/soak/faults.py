@@ -96,7 +96,7 @@ class Faults:
         self._causes.expect("worker_hung", run, grace=HANG_SECONDS, pid=pid, cause="training")
         self._causes.expect("worker_died", run, grace=HANG_SECONDS, pid=pid)
         self._causes.died(run)
-        wait_for(lambda: self._house.worker(run) != pid, HANG_SECONDS * 4)
+        self._gone(run, pid, HANG_SECONDS * 4)
         return f"{run}, process {pid}"
 
     def fail_a_job(self) -> str:
@@ -112,6 +112,7 @@ class Faults:
                 item.excused = True
             return f"{run} doesn't get to it"
         self._causes.died(run)
+        self._gone(run, pid)
         return f"{run}, process {pid}"
 
     def kill_a_checkpoint_writer(self) -> str:
@@ -278,9 +279,14 @@ class Faults:
         if not pid:
             return f"{run} has no worker"
         self._causes.died(run)
-        self._causes.expect("worker_died", run, pid=pid, how="SIGKILL")
+        self._causes.expect("worker_died", run, pid=pid)
         os.kill(pid, signal.SIGKILL)
+        self._gone(run, pid)
         return f"{run}, process {pid}"
+
+    def _gone(self, run: str, pid: int, seconds: float = 30.0) -> None:
+        """Wait until a worker's process is gone, for whoever asks next whether all is well."""
+        wait_for(lambda: self._house.worker(run) != pid, seconds)
 
     def _trip(self, run: str, what: str) -> bool:
         """Tell a job to fail; whether it got that far."""

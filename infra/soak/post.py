@@ -61,7 +61,7 @@ class Post:
             pipe = self._client.pipeline(transaction=False)
             for mark, seal in entries.items():
                 words = [word for field in seal().items() for word in field]
-                pipe.eval(ADD, 2, stream, mark, *words)  # type: ignore[no-untyped-call]
+                pipe.eval(ADD, 2, stream, mark, *words)
             try:
                 replies: list[Any] = pipe.execute()
             except AWAY:
