@@ -16,11 +16,11 @@ from bench.theirs import ENVIRONMENT
 SUBJECTS = (
     "envelope", "journal", "snapshot", "checkpoint", "recovery", "rebuild", "aggregation",
     "publish", "single", "consume", "burst", "emergency", "boundary", "hostile", "overhead",
-    "rivals", "torture",
+    "rivals", "growth", "torture",
 )  # fmt: skip
 """Each a module of this package with a function ``run() -> Result``; short ones first.
 
-Unasked, ``rivals`` only where its environment is, and ``torture`` never: it takes long.
+Unasked, ``rivals`` only where its environment is; ``growth`` and ``torture`` never: they take long.
 """
 
 
@@ -31,7 +31,7 @@ def main() -> int:
     asked = parser.parse_args().subjects or [
         subject
         for subject in SUBJECTS
-        if subject != "torture" and (subject != "rivals" or ENVIRONMENT.exists())
+        if subject not in ("growth", "torture") and (subject != "rivals" or ENVIRONMENT.exists())
     ]
     if unknown := sorted(set(asked) - set(SUBJECTS)):
         parser.error(f"unknown subject {unknown[0]!r}; there are {', '.join(SUBJECTS)}")

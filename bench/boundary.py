@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import TensorDataset
 
-from bench.harness import Figure, Result, percentile
+from bench.harness import Figure, Result, compare, percentile
 from bench.server import server
 from tolaria_bus.leyline import TelemetryPacket
 from tolaria_bus.oona.opening import Opener
@@ -36,6 +38,16 @@ SKIPPED = 20
 """Epochs until Tamiyo has found the run and both are warm."""
 BUDGETED = ("assembly", "tamiyo", "adaptation", "check")
 STREAMS = Streams()
+_TRIPS = 100
+_ECHO = """
+import sys, redis
+client, last = redis.Redis.from_url(sys.argv[1]), "$"
+print("ready", flush=True)
+for _ in range(int(sys.argv[2])):
+    [(_, entries)] = client.xread({"bench:there": last}, block=60000)
+    last = entries[-1][0]
+    client.xadd("bench:back", entries[-1][1])
+"""
 
 
 class Short:
@@ -74,9 +86,12 @@ def run() -> Result:
         mode: defaultdict(list) for mode in ("overlapped", "blocking")
     }
     answered: dict[str, list[float]] = {mode: [] for mode in found}
+    bare = []
     for number in range(ROUNDS):
         for mode in list(found)[:: 1 if number % 2 else -1]:
-            phases, share = _measure(mode)
+            phases, share, trips = _measure(mode)
+            if mode == "blocking":
+                bare.append(statistics.median(trips))
             answered[mode].append(share)
             for phase, values in phases.items():
                 found[mode][phase].append(values)
@@ -108,6 +123,9 @@ def run() -> Result:
                 rounds=len(shares),
             )
         )
+    waits = [statistics.median(values) for values in found["blocking"]["tamiyo"]]
+    what = "blocking: tamiyo, p50, against two plain clients' bare round trip"
+    result.figures.append(compare(what, waits, bare, "ms"))
     return result
 
 
@@ -119,8 +137,11 @@ def _goal(mode: str, phase: str, share: float) -> str:
     return ""
 
 
-def _measure(mode: str) -> tuple[dict[str, list[float]], float]:
-    """What each phase took in one run, and the share of packets whose answer was taken."""
+def _measure(mode: str) -> tuple[dict[str, list[float]], float, list[float]]:
+    """What each phase took in one run, and the share of packets whose answer was taken.
+
+    And, at the same server right after it, the times of bare round trips, in milliseconds.
+    """
     keys = f"bench:{b64encode(os.urandom(32)).decode()}"
     environment = {**os.environ, "TOLARIA_SIGNING_KEYS": keys, "OMP_NUM_THREADS": "1"}
     with server() as place:
@@ -136,7 +157,24 @@ def _measure(mode: str) -> tuple[dict[str, list[float]], float]:
             if tamiyo.poll() is not None:
                 raise RuntimeError((place.folder / "tamiyo.log").read_text())
         with Redis.from_url(place.url) as redis:
-            return _read(redis, KeyRing.parse(keys))
+            return (*_read(redis, KeyRing.parse(keys)), _bare_trips(redis, place.url))
+
+
+def _bare_trips(redis: Redis, url: str) -> list[float]:
+    """A few hundred bytes to another process and back, over two streams: nothing else."""
+    command = [sys.executable, "-c", _ECHO, url, str(_TRIPS)]
+    took, last = [], "0"
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as echo:
+        assert echo.stdout is not None
+        echo.stdout.readline()
+        time.sleep(0.2)  # Until its first read blocks in the server.
+        for _ in range(_TRIPS):
+            began = time.perf_counter()
+            redis.xadd("bench:there", {"payload": b"x" * 600})
+            read: Any = redis.xread({"bench:back": last}, block=60_000)
+            last = read[0][1][-1][0].decode()
+            took.append((time.perf_counter() - began) * 1e3)
+    return took
 
 
 def _read(redis: Redis, ring: KeyRing) -> tuple[dict[str, list[float]], float]:

@@ -63,13 +63,6 @@ def told(**changed: Any) -> dict[str, Any]:
             {"seed_id": "s1", "stage": "TRAINING", "slot": "body", "blueprint_id": "residual_conv",
              "parameters": 1234, "since_step": 900},
         ],
-        "emergency": {
-            "level": "ELEVATED",
-            "since_step": 1150,
-            "reason": "loss 9 at step 1150",
-            "by": "tolaria",
-            "falls_at_step": 1650,
-        },
         "checkpoint": {"name": "step-00001100-t2-s40", "step": 1100, "written": NOW - 40},
         **changed,
     }  # fmt: skip
@@ -110,19 +103,21 @@ def test_a_state_is_judged_by_the_beats_age_the_lease_and_what_was_told(
 def test_a_page_has_all_of_it_in_80_columns() -> None:
     note = {"reason": "a test " * 20, "by": "operator/ann", "since_step": 1000, "since": NOW - 9}
     mode = {"conservative": {**note, "off": ["profiling"], "ends": "send mode normal"}}
+    level = {"level": "conservative", "cause": "loss_spike", "reason": "loss 9.1", "by": "tolaria"}
+    mode["emergency"] = {**level, "since_step": 1100, "falls_at_step": 1600}
     lines = list(page(seen(mode="conservative", **mode), colour=False))
     text = " ".join(" ".join(lines).split())
     assert max(map(len, lines)) <= 80
     assert lines[0] == "first CONSERVATIVE"
     for words in (
+        "emergency CONSERVATIVE since step 1100 by tolaria: loss 9.1 (loss_spike)",
+        "falls at step 1600 if nothing happens",
         "digits on machine, pid 12",
         "heard of 0.5 s ago",
         "step 1200/9000, epoch 3/20, timeline 2",
         "loss 0.1235, accuracy 97.12%, lr 0.001, 231 steps/s",
         "conservative since step 1000 (",
         "by operator/ann: a test a test",
-        "emergency ELEVATED since step 1150 by tolaria: loss 9 at step 1150",
-        "falls: at step 1650, without a cause",
         "off: profiling",
         "ends: send mode normal",
         "kasmina HALF_OPEN since step 1100: cooled down",

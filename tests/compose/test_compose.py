@@ -30,7 +30,7 @@ def healthy(engine: LocalEngine, name: str, seconds: float = PATIENCE) -> None:
         said = engine.running[name].output.all() if name in engine.running else ""
         assert time.monotonic() < deadline, f"{checked.stdout}{checked.stderr}\n{said}"
         # What is waited for needs the processor too.
-        time.sleep(0.25)
+        time.sleep(1.0)
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def up(engine: LocalEngine) -> LocalEngine:
     healthy(engine, "redis")
     engine.start("alerts")
     engine.start("worker")
+    engine.start("tamiyo")
     healthy(engine, "alerts")
     healthy(engine, "worker")
     return engine
@@ -93,7 +94,9 @@ def test_the_stack_is_steered_alerts_and_stops_in_good_order(
     assert code == 0, said
     assert alerts.wait_for("compose-drill", PATIENCE), alerts.all()
 
-    for name in ("redis", "worker", "alerts"):
+    tamiyo = engine.running["tamiyo"]
+    assert tamiyo.output.wait_for("answered", PATIENCE), tamiyo.output.all()
+    for name in ("redis", "worker", "tamiyo", "alerts"):
         healthy(engine, name)
 
     worker = engine.running["worker"]
@@ -103,6 +106,7 @@ def test_the_stack_is_steered_alerts_and_stops_in_good_order(
     assert list((engine.folder / "runs" / "digits" / "checkpoints").iterdir())
     for line in worker.output.all().splitlines():
         json.loads(line)
+    assert tamiyo.stop(PATIENCE) == 0
     assert engine.running["alerts"].stop(PATIENCE) == 0
     assert engine.running["redis"].stop(30) == 0
 

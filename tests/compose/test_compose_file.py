@@ -60,7 +60,7 @@ def test_the_password_is_in_no_command(services: dict[str, Service]) -> None:
 
 
 def test_signing_is_off_as_shipped_and_one_line_turns_it_on(services: dict[str, Service]) -> None:
-    for name in ("worker", "alerts"):
+    for name in ("worker", "tamiyo", "alerts"):
         assert services[name].environment["TOLARIA_ALLOW_UNSIGNED"] == "1"
         # Not even empty: an empty key ring is a wrong setting.
         assert "TOLARIA_SIGNING_KEYS" not in services[name].environment

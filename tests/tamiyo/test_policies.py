@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.tamiyo.packets import history, packet
@@ -38,6 +41,15 @@ def test_code_is_loaded_for_who_starts_tamiyo_and_for_nobody_else() -> None:
     assert make(f"{OURS}:halving", {"factor": 0.25}, load=True).label.endswith("(factor=0.25)")
     with pytest.raises(PolicyRefused, match="not known"):
         make(f"{OURS}:halving", {})
+
+
+def test_a_policy_in_the_current_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "policies_of_mine.py").write_text("def idle():\n    return lambda *_: None\n")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
+    assert make("policies_of_mine:idle", {}, load=True).label == "policies_of_mine:idle"
 
 
 def test_a_run_has_the_newest_policy_that_was_said_for_it_or_for_all() -> None:

@@ -13,11 +13,11 @@ from tests.trainer.test_commands import GERMINATE, RESUME
 from tests.trainer.test_died_on_the_way import Died
 from tests.trainer.test_recovery import Explodes
 from tests.trainer.test_rollback import AlwaysBad
-from tolaria_bus.leyline import CommandStatus, EmergencyLevel, EmergencySignal
+from tolaria_bus.leyline import CommandStatus, EmergencyLevel, EmergencySignal, JournalRecord
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.safety.emergency_signal import checksum
 from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
-from tolaria_bus.tolaria.recovery.journal import read_records
+from tolaria_bus.tolaria.recovery.journal import Journal, JournalUnwritable, read_records
 
 EMERGENCY = """{"commandId": "%s", "commandType": "EMERGENCY", "emergency": {"level": "%s"},
     "annotations": {"reason": "smoke"}}"""
@@ -290,3 +290,41 @@ def test_an_emergency_that_means_nothing_is_refused(make_run, emergency: str, sa
     assert run.outcome("x").code == "bad_payload"
     assert says in run.outcome("x").reason
     assert run.outbound.signals == []
+
+
+def test_a_halt_stops_a_run_whose_journal_cannot_be_written_and_is_done_when_it_can(
+    make_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    append = Journal.append
+    broken = False
+
+    def refusing(self: Journal, *records: JournalRecord) -> Any:
+        if broken:
+            raise JournalUnwritable("no room")
+        return append(self, *records)
+
+    class Breaks(RecordingOutbound):
+        def telemetry(self, packet: Any, priority: Any) -> None:
+            nonlocal broken
+            super().telemetry(packet, priority)
+            names = [event.event_id for event in packet.events]
+            if packet.global_step == 20 and not broken and not self.signals and not names:
+                broken = True
+                run.send(EMERGENCY % ("h", "HALT"))
+            if names == ["halted"]:
+                # It stands, and nothing is in the journal; then the disk has room again.
+                broken = False
+
+        def outcome(self, outcome: Any, delivery: Any) -> None:
+            super().outcome(outcome, delivery)
+            if outcome.command_id == "h":
+                run.mailbox.request_stop("signal")
+
+    monkeypatch.setattr(Journal, "append", refusing)
+    run.outbound = Breaks()
+    summary = run.train()
+    assert (summary.steps, summary.mode) == (20, "halted")
+    assert run.outcomes() == [("h", "APPLIED", 20)]
+    assert [alert["reason"] for alert in halted(run)] == ["smoke", "smoke"]
+    assert told(run) == ["elevated", "halt"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,15 @@ def obeyed(folder: Path) -> list[str]:
     return [command.command_id for command in commands if command.HasField("emergency")]
 
 
+def heard(folder: Path, command_id: str) -> Callable[[], Awaitable[bool]]:
+    """Has a run's journal an emergency?"""
+
+    async def look() -> bool:
+        return command_id in obeyed(folder)
+
+    return look
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("state_home")
 async def test_a_halt_without_a_server_is_obeyed_beside_it_and_delivered_once_later(
@@ -116,10 +126,16 @@ async def test_a_halt_without_a_server_is_obeyed_beside_it_and_delivered_once_la
                 await wait_for(lambda: statuses(redis, "cause", "fire"))
                 await becomes(sibling, WorkerState.RUNNING)
             server.kill()
+            folder = ("--run-dir", str(runs / "sibling-1"))
+            word = ("send", "emergency", "elevated", *folder, "--redis", server.url, "--id", "w1")
+            assert "LEFT emergency ELEVATED" in terminal.run(*word, "--reason", "a word")
+            await wait_for(heard(runs / "sibling-1", "signal:w1"))
             (terminal.folder / "go").touch()
             await becomes(cause, WorkerState.HALTED)
             before = await becomes(sibling, WorkerState.HALTED)
-            assert obeyed(runs / "sibling-1") == [f"signal:{ID}"]
+            assert obeyed(runs / "sibling-1") == ["signal:w1", f"signal:{ID}"]
+            word = ("send", "emergency", "halt", *folder, "--redis", server.url, "--wait", "60")
+            assert "HALTED at step" in terminal.run(*word, "--id", "w2", "--reason", "once more")
             # What it has obeyed survives it, and holds it again.
             os.kill(before, signal.SIGKILL)
             server.start()
@@ -134,7 +150,7 @@ async def test_a_halt_without_a_server_is_obeyed_beside_it_and_delivered_once_la
                 await wait_for(came_again)
                 sent: list[EmergencySignal] = await signals(redis)
                 assert [item.attributes["signal_id"] for item in sent].count(ID) == 1
-            assert obeyed(runs / "sibling-1") == [f"signal:{ID}"]
+            assert obeyed(runs / "sibling-1") == ["signal:w1", f"signal:{ID}", "signal:w2"]
             for run, view in (("sibling-1", sibling), ("cause", cause)):
                 terminal.run("send", "resume", "--run", run, "--wait", "120", *where, timeout=200)
                 await becomes(view, WorkerState.RUNNING)

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,6 +50,8 @@ class Forked:
         self.returncode: int | None = None
         self._nursery = nursery
         self._lock = threading.Lock()
+        self._watched = os.pidfd_open(pid)
+        weakref.finalize(self, os.close, self._watched)
 
     def poll(self) -> int | None:
         """The exit code, ``None`` while it runs."""
@@ -76,15 +79,11 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def _ended(self, seconds: float | None) -> int | None:
+        # Signals can be sent while somebody waits.
+        ended = self.returncode is not None or select.select([self._watched], [], [], seconds)[0]
         with self._lock:
-            if self.returncode is None:
-                # Not buried yet, so it is there.
-                watched = os.pidfd_open(self.pid)
-                try:
-                    if select.select([watched], [], [], seconds)[0]:
-                        self.returncode = int(self._nursery.ask(bury=self.pid)["code"])
-                finally:
-                    os.close(watched)
+            if ended and self.returncode is None:
+                self.returncode = int(self._nursery.ask(bury=self.pid)["code"])
             return self.returncode
 
 

@@ -27,6 +27,7 @@ from tolaria_bus.safety.emergency_signal import as_command, checksum
 from tolaria_bus.settings import Settings, load
 
 _SHOWN: Final = 8
+_BROAD: Final = {"": "all", "run": "all"}
 
 
 def is_broadcast(command: AdaptationCommand) -> bool:
@@ -66,7 +67,7 @@ def broadcast(composed: AdaptationCommand, given: Sending) -> int:
     if found := [name for name, value in senseless.items() if value is not None]:
         raise ComposeError(f"emergency --scope {scope} is for at once: leave out {found[0]}")
     sender = f"operator/{user_name()}"
-    signal = _signal(composed, given, sender)
+    signal = signal_of(composed, given, sender)
     if given.dry_run:
         print(to_json(signal))
         return Exit.APPLIED
@@ -76,7 +77,8 @@ def broadcast(composed: AdaptationCommand, given: Sending) -> int:
     return anyio.run(_broadcast, signal, given, settings, place, sender)
 
 
-def _signal(composed: AdaptationCommand, given: Sending, sender: str) -> EmergencySignal:
+def signal_of(composed: AdaptationCommand, given: Sending, sender: str) -> EmergencySignal:
+    """An EMERGENCY as the signal of an operator; of scope ``run`` it is for whoever gets it."""
     wanted = composed.emergency
     signal = EmergencySignal(
         version=1,
@@ -86,7 +88,10 @@ def _signal(composed: AdaptationCommand, given: Sending, sender: str) -> Emergen
         monotonic_time_ms=int(time.monotonic() * 1e3),
     )
     signal.triggered_at.FromNanoseconds(time.time_ns())
-    signal.attributes.update(scope=wanted.scope, signal_id=given.command_id or secrets.token_hex(8))
+    signal.attributes.update(
+        scope=_BROAD.get(wanted.scope, wanted.scope),
+        signal_id=given.command_id or secrets.token_hex(8),
+    )
     if wanted.runs:
         signal.attributes["runs"] = wanted.runs
     signal.payload_checksum = checksum(signal)

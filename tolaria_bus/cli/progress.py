@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isnan
 from typing import TextIO
 
 import structlog
@@ -18,14 +19,21 @@ def in_words(progress: Progress) -> str:
     """``epoch 3/10  loss 0.123  accuracy 97.1 %  lr 0.001  231 steps/s``, and what is unusual."""
     words = [
         f"epoch {progress.epoch}/{progress.epochs}",
-        f"loss {progress.loss:.4g}",
+        # Before the first step has been judged there is none.
+        "" if isnan(progress.loss) else f"loss {progress.loss:.4g}",
         "" if progress.accuracy is None else f"accuracy {progress.accuracy:.2%}",
         f"lr {progress.lr:.3g}",
-        f"{progress.steps_per_second:.0f} steps/s" if progress.steps_per_second else "",
+        _speed(progress.steps_per_second),
         f"timeline {progress.timeline}" if progress.timeline > 1 else "",
         progress.mode.upper() if progress.mode != "running" else "",
     ]
     return "  ".join(filter(None, words))
+
+
+def _speed(steps_per_second: float) -> str:
+    if not steps_per_second:
+        return ""
+    return f"{steps_per_second:.{0 if steps_per_second >= 10 else 2}f} steps/s"
 
 
 @contextmanager

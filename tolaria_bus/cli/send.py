@@ -265,9 +265,18 @@ def _before(context: typer.Context, json: str | None, **given: Any) -> None:
 
 def _send_words(composed: AdaptationCommand, given: Sending) -> int:
     from tolaria_bus.cli.broadcast import broadcast, is_broadcast
+    from tolaria_bus.cli.locate import NotLocated
+    from tolaria_bus.cli.without_server import can_be_left, leave
+    from tolaria_bus.oona.connection import ServerUnreachable
 
     # A whole command, written as JSON, is for a run, which then tells the others.
-    return (broadcast if is_broadcast(composed) else _send)(composed, given)
+    send = broadcast if is_broadcast(composed) else _send
+    try:
+        return send(composed, given)
+    except (NotLocated, ServerUnreachable) as error:
+        if not can_be_left(composed, given):
+            raise
+        return leave(composed, given, str(error))
 
 
 def _send(composed: AdaptationCommand, given: Sending) -> int:

@@ -123,17 +123,19 @@ def _training(told: Mapping[str, Any]) -> str:
 
 
 def _emergency(told: Mapping[str, Any]) -> Iterator[Thing]:
-    found = told.get("emergency")
-    if not isinstance(found, Mapping):
+    note = told.get("emergency")
+    if not isinstance(note, Mapping):
         return
-    by = f" by {found['by']}" if found.get("by") else ""
-    falls = found.get("falls_at_step")
-    since = f"{found.get('level')} since step {found.get('since_step')}"
-    texts = [
-        f"{since}{by}: {found.get('reason')}",
-        f"falls: at step {falls}, without a cause" if falls else "ends: send resume",
-    ]
-    yield "emergency", "bad", texts
+    by = f" by {note['by']}" if note.get("by") else ""
+    falls = note.get("falls_at_step")
+    level = str(note.get("level")).upper()
+    what = f"{note.get('reason')} ({note.get('cause')})"
+    ends = f"falls at step {_whole(falls)} if nothing happens" if falls else "ends: send resume"
+    yield (
+        "emergency",
+        "bad",
+        [f"{level} since step {_whole(note.get('since_step'))}{by}: {what}", ends],
+    )
 
 
 def _modes(told: Mapping[str, Any]) -> Iterator[Thing]:

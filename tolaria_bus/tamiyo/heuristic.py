@@ -186,5 +186,5 @@ def _since(packet: SystemStatePacket, what: str) -> float:
 def _growth(packet: SystemStatePacket) -> float:
     """Parameters of the seeds as a share of those of the host."""
     seeds = sum(found.parameter_count for found in packet.seed_states)
-    host = packet.training_metrics["parameters"] - seeds
+    host = packet.training_metrics.get("parameters", 0.0) - seeds
     return seeds / host if host > 0 else math.inf

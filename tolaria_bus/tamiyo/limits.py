@@ -77,8 +77,8 @@ class Limits:
             )
         if kind in _ALWAYS or _is_cull(command):
             return ""
-        metrics = packet.training_metrics
-        if metrics["tamiyo.interventions"] >= self.interventions:
+        used = packet.training_metrics.get("tamiyo.interventions", 0.0)
+        if used >= self.interventions:
             return f"{self.interventions} interventions are used up"
         if kind == CommandType.COMMAND_LEARNING_RATE:
             return self._rate(command, packet)

@@ -8,9 +8,11 @@ who starts Tamiyo: what comes over the bus names a policy that is known, and nev
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -63,7 +65,7 @@ def make(name: str, options: Mapping[str, Any], *, load: bool = False) -> Named:
     Args:
         name: One of the library's, of an entry point; or ``module:attribute`` where that is loaded.
         options: For its factory.
-        load: Whether ``module:attribute`` is loaded.
+        load: Whether ``module:attribute`` is loaded, from the current folder too.
 
     Raises:
         PolicyRefused: See there.
@@ -73,6 +75,10 @@ def make(name: str, options: Mapping[str, Any], *, load: bool = False) -> Named:
         if factory is None and name in _added():
             factory = _added()[name].load()
         elif factory is None and load and ":" in name:
+            here = str(Path.cwd())
+            if here not in sys.path:
+                # As Python does for a script.
+                sys.path.insert(0, here)
             module, _, attribute = name.partition(":")
             factory = getattr(importlib.import_module(module), attribute)
     except Exception as error:

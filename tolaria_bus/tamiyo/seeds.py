@@ -83,7 +83,7 @@ def lead(
         return _cull(packet, name, f"{age - 1} epochs in {Stage.Name(stage)[11:].lower()}")
     if stage == Stage.SEED_STAGE_TRAINING and age <= train_epochs:
         return None
-    if stage == Stage.SEED_STAGE_BLENDING and seed.metrics["alpha"] < 1.0:
+    if stage == Stage.SEED_STAGE_BLENDING and seed.metrics.get("alpha", 0.0) < 1.0:
         return None
     if stage == Stage.SEED_STAGE_PROBATIONARY:
         if age <= trial_epochs:
@@ -95,13 +95,18 @@ def lead(
         return about(operation, name, f"the loss is {-change:.2%} lower with it")
     values = None
     if operation == Operation.SEED_OP_START_GRAFTING:
-        values = {"blend_steps": max(1.0, packet.training_metrics["steps_per_epoch"])}
+        values = {"blend_steps": _epoch(packet)}
     return about(operation, name, f"{age} epochs in its stage", values=values)
 
 
 def _cull(packet: SystemStatePacket, name: str, why: str) -> AdaptationCommand:
-    values = {"embargo_steps": max(1.0, packet.training_metrics["steps_per_epoch"])}
+    values = {"embargo_steps": _epoch(packet)}
     return about(Operation.SEED_OP_CULL, name, why, values=values)
+
+
+def _epoch(packet: SystemStatePacket) -> float:
+    """Optimizer steps of an epoch; 100 where the run doesn't say."""
+    return max(1.0, packet.training_metrics.get("steps_per_epoch", 100.0))
 
 
 def _change(before: float, now: float) -> float:

@@ -6,7 +6,6 @@ and runs on one thread, its own.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 from tolaria_bus.leyline import JournalRecord, RunStopped
 from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings
-from tolaria_bus.tolaria.control.boundary import Boundary
+from tolaria_bus.tolaria.control.epoch_end import EpochEnd
 from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.gradients import ToldGradients
@@ -26,6 +25,7 @@ from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.outcomes import Outcomes
 from tolaria_bus.tolaria.control.phase_metrics import PhaseMetrics
 from tolaria_bus.tolaria.control.profiling import Profiling
+from tolaria_bus.tolaria.control.reporting import Reporting
 from tolaria_bus.tolaria.control.retelling import tell_newest_answer
 from tolaria_bus.tolaria.control.seeds import SeedWork
 from tolaria_bus.tolaria.control.standing import Standing
@@ -38,7 +38,6 @@ from tolaria_bus.tolaria.engine.loss_watch import Verdict
 from tolaria_bus.tolaria.engine.phases import PhaseClock
 from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep
-from tolaria_bus.tolaria.engine.validation import Validation
 from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
@@ -94,9 +93,9 @@ class Trainer:
             outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
         )
         self._phases = PhaseClock()
-        self._phase_metrics = PhaseMetrics(self._phases, self._telemetry, self._device)
+        phase_metrics = PhaseMetrics(self._phases, self._telemetry, self._device)
         self._side = SideTraining(self.state.kasmina, self.state.model, job.loss)
-        self._tasks = task_gradients(job, settings, self.state, self._device)
+        tasks = task_gradients(job, settings, self.state, self._device)
         self._step = TrainStep(
             self.state.model,
             job.loss,
@@ -104,15 +103,13 @@ class Trainer:
             self._device,
             self.state.seed,
             self._side,
-            tasks=self._tasks,
+            tasks=tasks,
             options=step_options(settings),
             state=self.state.engine,
             before_update=self._set_rates,
             phases=self._phases,
         )
-        self._told = (
-            None if self._tasks is None else ToldGradients(self._tasks, self.state, self._telemetry)
-        )
+        told = None if tasks is None else ToldGradients(tasks, self.state, self._telemetry)
         self._steering = Steering(
             self.state,
             folder,
@@ -122,7 +119,7 @@ class Trainer:
             deadline=self._signals.deadline,
             saving=partial(self._signals.phase, Phase.SAVING),
         )
-        validating = self._validating = Validating(
+        validating = Validating(
             job,
             self.state.model,
             held_out,
@@ -152,8 +149,17 @@ class Trainer:
             self._device,
         )
         self._after_crash = folder.unended
-        self._standing = Standing(self.state, folder, lambda: self._profiling.busy)
-        self._handshake = self._steering.handshake = Handshake(
+        self._reporting = Reporting(
+            self.state,
+            self._length,
+            self._telemetry,
+            told,
+            phase_metrics,
+            Standing(self.state, folder, lambda: self._profiling.busy),
+            self._steering.emergencies,
+            lambda: self._epoch_end.boundary.validation_accuracy,
+        )
+        handshake = self._steering.handshake = Handshake(
             run,
             self.state,
             settings,
@@ -165,20 +171,18 @@ class Trainer:
             behind=lambda: self._fence.recovering.behind,
             progress=self._signals.progress,
         )
-        self._boundary = Boundary(
+        self._epoch_end = EpochEnd(
             run,
             job.name,
-            self.state,
-            self._device,
+            settings,
+            self._steering,
+            validating,
+            observations=self._observations,
+            handshake=handshake,
+            seeds=self._seeds,
+            profiling=self._profiling,
+            clock=self._phases,
             telemetry=self._telemetry,
-            validate=self._validate,
-            accept=self._steering.health.check_accuracy,
-            describe=self._handshake.describe,
-            ask=self._handshake.ask,
-            adapt=self._adapt,
-            check=self._steering.check_parts,
-            judge=self._steering.guards.judge_boundary,
-            checkpoint=self._save_at_epoch,
             wall_ns=wall_ns,
         )
         self._resumed = resume(
@@ -187,8 +191,6 @@ class Trainer:
         self._fence = self._begin(mailbox, outbound, wall_ns)
         self._steering.emergencies.look()
         self._first_step = self.state.step
-        self._speed = 0.0
-        self._rate = next(iter(self.state.learning_rate.rates().values()), 0.0)
 
     def run(self) -> RunSummary:
         """Train to the end, to a stop, or to a failure.
@@ -202,21 +204,22 @@ class Trainer:
         signals, enter, profiling = self._signals, self._phases.enter, self._profiling
         steering, cadence = self._steering, self._steering.cadence
         health, checkpoints = steering.health, steering.checkpoints
-        emergencies = steering.emergencies
+        emergencies, reporting = steering.emergencies, self._reporting
         try:
             signals.begin(state.step)
             enter(phases.FENCE)
             profiling.begin_run(self._settings.profile_steps, after_crash=self._after_crash)
             fence.recovering.finish_contained()
             steering.finish_cuts()
-            self._stand()
+            reporting.fence()
             while True:
-                if state.epoch_ends and not fence.recovering.cut_is_next and not held(state.mode):
-                    self._end_epoch(state.epoch)
+                ends = state.epoch_ends and not fence.recovering.cut_is_next
+                if ends and not held(state.mode) and self._epoch_end.cross():
+                    reporting.fence()
                 if mailbox.waiting or state.step >= fence.next_step:
                     enter(phases.FENCE)
                     fence.open()
-                    self._stand()
+                    reporting.fence()
                     health.settle()
                     step.passes.rearm()
                 if self._at_end():
@@ -227,7 +230,7 @@ class Trainer:
                     profiling.at_step()
                 if state.step >= kasmina.next_step or side.failed:
                     enter(phases.SEEDS)
-                    self._standing.seeds_changed()
+                    reporting.seeds_changed()
                     self._seeds.advance()
                     step.passes.rearm()
                 if state.step >= emergencies.next_step:
@@ -252,7 +255,7 @@ class Trainer:
                         checkpoints.judge()
                 if self._telemetry.due():
                     enter(phases.TELEMETRY)
-                    self._report()
+                    reporting.steps()
                 if cadence.includes(state.step, state.data.position):
                     enter(phases.SNAPSHOT)
                     checkpoints.take_snapshot()
@@ -324,8 +327,9 @@ class Trainer:
         state = self.state
         seconds = time.monotonic() - started
         here = state.timeline, state.step
-        if self._steering.stopping == "finished" and self._boundary.validated_at != here:
-            self._boundary.validate()  # Restarted at the very end, or --steps ended in an epoch.
+        boundary = self._epoch_end.boundary
+        if self._steering.stopping == "finished" and boundary.validated_at != here:
+            boundary.validate()  # Restarted at the very end, or --steps ended in an epoch.
         name = self._steering.checkpoints.save_at_end()
         weights = weights_sha256(state.model)
         self._telemetry.event("stopped", f"at step {state.step}: {self._steering.stopping}")
@@ -334,17 +338,15 @@ class Trainer:
         if self._steering.stopping == "finished":
             self._seeds.terminate()
             self._observations.end_run()
-        self._report()
-        self._phase_metrics.publish()
-        self._standing.look(anyway=True)
+        self._reporting.end()
         done = state.step - self._first_step
         return RunSummary(
             run=self.run_id,
             job=self._job.name,
             steps=state.step,
             epochs=state.epoch,
-            loss=self._boundary.validation_loss,
-            accuracy=self._boundary.validation_accuracy,
+            loss=boundary.validation_loss,
+            accuracy=boundary.validation_accuracy,
             training_loss=state.last_loss,
             weights_sha256=weights,
             stopped_by=self._steering.stopping,
@@ -361,48 +363,10 @@ class Trainer:
 
     # Between steps
 
-    def _stand(self) -> None:
-        self._standing.seeds_changed()
-        self._standing.look()
-
     def _hold(self, waits: bool) -> None:
         if waits:
-            self._stand()
+            self._reporting.fence()
         self._phases.enter(phases.HELD if waits else phases.FENCE)
-
-    def _end_epoch(self, epoch: int) -> None:
-        self._phases.enter(phases.BOUNDARY)
-        if self._steering.health.check():
-            self._observations.stop_clock()
-            self._boundary.cross(epoch, self.state.end_epoch())
-            self._seeds.publish()
-            self._stand()
-            self._telemetry.metrics(self._handshake.tell())
-            self._observations.start_clock()
-
-    def _adapt(self, epoch: int) -> float:
-        boundary = self._boundary
-        measured = Validation(boundary.validation_loss, boundary.validation_accuracy)
-        self._observations.end_epoch(epoch, None if math.isnan(measured.loss) else measured)
-        apart = self._fence.apart_seconds
-        self._phases.enter(phases.FENCE)
-        self._fence.open(epoch_ended=epoch)
-        self._phases.enter(phases.BOUNDARY)
-        return self._fence.apart_seconds - apart
-
-    def _validate(self) -> Validation | None:
-        self._profiling.before_validation(len(self._validating.held_out))
-        before = self._phases.enter(phases.VALIDATION)
-        measured = self._validating.whole()
-        self._phases.enter(before)
-        return measured
-
-    def _save_at_epoch(self) -> None:
-        every = self._settings.checkpoint_every_epochs
-        if self.state.epoch % every == 0 and not self._steering.stopping:
-            self._phases.enter(phases.CHECKPOINT)
-            self._steering.checkpoints.save_later()
-            self._phases.enter(phases.BOUNDARY)
 
     def _saving_due(self) -> bool:
         every = self._settings.checkpoint_every_steps
@@ -418,35 +382,12 @@ class Trainer:
                 group=found.group,
             )
 
-    def _report(self) -> None:
-        state = self.state
-        self._rate = next(iter(state.learning_rate.rates().values()), 0.0)
-        figures = [*state.learning_rate.figures(state.step), *state.optimizer.figures()]
-        if self._told is not None:
-            figures += self._told.figures()
-        self._speed = self._telemetry.step_metrics(state.last_loss, figures)
-        self._phase_metrics.due()
-        self._standing.look()
-
     @property
     def standing(self) -> Mapping[str, Any]:
-        """How the run stands, beside its numbers; see :class:`Standing`. For any thread."""
-        return self._standing.told
+        """See :attr:`Reporting.standing`."""
+        return self._reporting.standing
 
     @property
     def progress(self) -> Progress:
-        """Where the run is. For any thread: reads plain values, each by itself up to date."""
-        state = self.state
-        return Progress(
-            step=state.step,
-            total_steps=self._length.steps,
-            epoch=state.epoch,
-            epochs=self._length.epochs,
-            loss=state.last_loss,
-            accuracy=self._boundary.validation_accuracy,
-            lr=self._rate,
-            mode=mode_name(state.mode),
-            timeline=state.timeline,
-            steps_per_second=self._speed,
-            emergency=self._steering.emergencies.shown,
-        )
+        """See :attr:`Reporting.progress`."""
+        return self._reporting.progress

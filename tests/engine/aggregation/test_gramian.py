@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tolaria_bus.tolaria.engine.aggregation.blocks import as_rows, blocks
-from tolaria_bus.tolaria.engine.aggregation.gramian import gramian
+from tolaria_bus.tolaria.engine.aggregation.gramian import gramian, matrix_of
 
 SHAPES = [(700, 300), (300,), (3, 8, 3, 3), (1,), (90_000,), ()]
 
@@ -35,6 +35,13 @@ def test_it_is_that_of_one_matrix_in_float64(dtype) -> None:
     assert torch.equal(gram, gram.T)
     scale = torch.outer(exact(found).diagonal().sqrt(), exact(found).diagonal().sqrt())
     assert float(((gram - exact(found)).abs() / scale).max()) < 1e-6
+
+
+def test_the_way_of_an_accelerator_comes_to_the_same() -> None:
+    rows = as_rows(gradients(3), gradients(1)[0])
+    found = matrix_of([torch.cat(row) for row in rows])
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found, gramian(rows), rtol=1e-6, atol=1e-3)
 
 
 def test_it_stays_exact_over_millions() -> None:

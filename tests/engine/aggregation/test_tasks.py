@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -231,6 +231,24 @@ def test_samples_with_no_shares_are_the_hosts_and_counted() -> None:
     assert all(torch.isfinite(p).all() for p in scene.model.parameters())
 
 
+def test_what_a_handler_draws_is_seeded_by_the_runs_seed_the_timeline_and_the_position() -> None:
+    class Notes:
+        name = "notes"
+        scales = True
+        seeds: ClassVar[list[int]] = []
+
+        def coefficients(self, gram: Tensor, seed: int) -> Tensor:
+            self.seeds.append(seed)
+            return torch.ones(len(gram), dtype=torch.float64)
+
+    scene = Scene()
+    scene.tasks._handler = Notes()
+    places = [(1, 0), (1, 1), (2, 1)]
+    for timeline, position in places:
+        scene.step(batch(), position, timeline)
+    assert Notes.seeds == [mix(3, Domain.AGGREGATION, *place) for place in places]
+
+
 def test_readings_tell_of_each_task() -> None:
     scene = Scene()
     shares = mixed(12, 2)
@@ -316,19 +334,21 @@ def test_a_parameter_that_the_loss_does_not_reach_gets_none() -> None:
 
 def test_a_gradient_that_autograd_shares_between_parameters_is_not_added_to_itself() -> None:
     class Sums(nn.Module):
-        """Both of its parameters get one and the same tensor, expanded from one number."""
+        """Its parameters get one and the same tensor, two of them expanded from one number."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+            self.a, self.b, self.c, self.d = (nn.Parameter(torch.zeros(8)) for _ in range(4))
 
         def forward(self, x: Tensor) -> Tensor:
-            return x + (self.a + self.b).sum()
+            return x + (self.a + self.b) + (self.c + self.d).sum()
 
     scene = Scene(("STABILIZE",))
     sums = Sums()
     scene.model[1] = nn.Sequential(nn.Tanh(), sums)
-    scene.manager.add_parameters("host.1", {"1.1.a": sums.a, "1.1.b": sums.b})
+    scene.manager.add_parameters(
+        "host.1", {f"1.1.{name}": parameter for name, parameter in sums.named_parameters()}
+    )
     shares = mixed(12, 1)
     by_task, weights = scene.by_task(batch(), shares), scene.weights()
     rows = [flat(each, shared(scene)) for each in by_task]

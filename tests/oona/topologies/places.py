@@ -56,12 +56,12 @@ class Failover:
     def hasty(self) -> Iterator[None]:
         """Meanwhile a master that is silent is soon replaced; at other times, only after long."""
         for sentinel in self.sentinels:
-            sentinel.down_after(HASTY)
+            sentinel.wait_for_masters(HASTY)
         try:
             yield
         finally:
             for sentinel in self.sentinels:
-                sentinel.down_after(PATIENT)
+                sentinel.wait_for_masters(PATIENT)
 
     def master(self) -> Server:
         """As the sentinels have it."""

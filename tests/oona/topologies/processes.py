@@ -130,7 +130,9 @@ class Server:
 HURRY = {"info-period": 200, "ask-period": 200, "publish-period": 200, "tilt-trigger": 600_000}
 """Milliseconds. How often sentinels ask others; and no machine is so busy that they do nothing."""
 PATIENT, HASTY = 20_000, 1000
-"""Milliseconds of silence after which a master is dead: in general, and to be waited for."""
+"""Milliseconds of silence after which a master is dead, and for which one failover may last: in
+general, and where a failover is waited for. After one that sentinels began by themselves, they
+begin no other for twice as long, and more."""
 
 
 class SentinelServer(Server):
@@ -153,9 +155,14 @@ class SentinelServer(Server):
         super().start()
         self.ask("SENTINEL", "DEBUG", *(word for pair in HURRY.items() for word in pair))
 
-    def down_after(self, milliseconds: int) -> None:
-        """Take a master for dead after so long a silence."""
-        self.ask("SENTINEL", "SET", self._service, "down-after-milliseconds", milliseconds)
+    def wait_for_masters(self, milliseconds: int) -> None:
+        """Take a master for dead after so long a silence, and a failover for failed."""
+        limits = (
+            word
+            for name in ("down-after-milliseconds", "failover-timeout")
+            for word in (name, milliseconds)
+        )
+        self.ask("SENTINEL", "SET", self._service, *limits)
 
     def _configuration(self) -> dict[str, object]:
         return {
@@ -165,8 +172,7 @@ class SentinelServer(Server):
             "logfile": self._folder / "log",
             f"sentinel monitor {self._service}": f"{HOST} {self._master.port} 2",
             f"sentinel down-after-milliseconds {self._service}": PATIENT,
-            # Twice as long after one failover, there is no other.
-            f"sentinel failover-timeout {self._service}": 1000,
+            f"sentinel failover-timeout {self._service}": PATIENT,
         }
 
 

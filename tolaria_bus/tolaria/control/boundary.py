@@ -42,6 +42,7 @@ class Boundary:
         job: The job's name.
         state: Of the run.
         device: That it trains on.
+        steps_per_epoch: Optimizer steps of an epoch.
         telemetry: Gets the timings.
         validate: Measures the model; ``None`` where the run is being stopped.
         accept: Told the accuracy; False where the run was sent back for it.
@@ -66,6 +67,7 @@ class Boundary:
         state: TrainingState,
         device: torch.device,
         *,
+        steps_per_epoch: int,
         telemetry: Telemetry,
         validate: Callable[[], Validation | None],
         accept: Callable[[float | None], bool],
@@ -84,6 +86,7 @@ class Boundary:
         self._job = job
         self._state = state
         self._device = device
+        self._steps_per_epoch = steps_per_epoch
         self._telemetry = telemetry
         self._validate = validate
         self._accept = accept
@@ -221,7 +224,7 @@ class Boundary:
         metrics = packet.training_metrics
         metrics["loss.running_mean"] = state.watch.mean
         metrics["parameters"] = float(sum(p.numel() for p in state.model.parameters()))
-        metrics["steps_per_epoch"] = float(state.data.steps_per_epoch)
+        metrics["steps_per_epoch"] = float(self._steps_per_epoch)
         self._describe(packet)
         return packet
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tolaria_bus.leyline import (
+    AdaptationCommand,
     CircuitBreakerState,
     Decision,
     EmergencyLevel,
@@ -128,6 +129,21 @@ class Emergencies:
                 limit_seconds=f"{limit:g}",
             )
         return took * 1e3
+
+    def stand(self, command: AdaptationCommand) -> None:
+        """Make no step, for a HALT that isn't in the journal yet: that changes no weight."""
+        mode = self._state.mode
+        if mode.halted:
+            return
+        mode.halted = True
+        mode.reason, mode.by = command.annotations.get("reason", ""), command.issued_by
+        note_mode(mode, self._state.step)
+        self._telemetry.alert(
+            "halted",
+            f"halted at step {self._state.step}: {mode.reason}; the journal can't be written yet",
+            by=mode.by,
+            reason=mode.reason,
+        )
 
     def halt(self, reason: str) -> None:
         """HALT, by a decision that is in the journal."""

@@ -61,6 +61,15 @@ def judge_emergency(command: AdaptationCommand, run: Steerable) -> Effect:
     return effect
 
 
+def is_halt(command: AdaptationCommand) -> bool:
+    """Is this a HALT for at once?"""
+    return (
+        command.command_type == CommandType.COMMAND_EMERGENCY
+        and command.emergency.level == HALT
+        and not any(name in command.annotations for name in _LATER)
+    )
+
+
 def refuse_superseded(
     command: AdaptationCommand, entry_id: str, *, resumed_at: str, halted_at: str, halted: bool
 ) -> None:

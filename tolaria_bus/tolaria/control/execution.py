@@ -24,6 +24,7 @@ from tolaria_bus.safety.emergency import JOURNAL_UNWRITABLE
 from tolaria_bus.tolaria.control.commands import CommandRefused, Details, Steerable, prepare
 from tolaria_bus.tolaria.control.mailbox import Delivery, Outbound
 from tolaria_bus.tolaria.control.mode import note_mode
+from tolaria_bus.tolaria.control.observing import window_refused
 from tolaria_bus.tolaria.control.outcomes import Outcomes
 from tolaria_bus.tolaria.control.schedule import Due
 from tolaria_bus.tolaria.control.telemetry import Telemetry
@@ -102,7 +103,16 @@ class Execution:
             place=place,
         )
         attempt = CommandAttempt(command_id=command.command_id, number=1)
-        self.write(JournalRecord(intent=intent), JournalRecord(attempt=attempt))
+        begun = JournalRecord(intent=intent), JournalRecord(attempt=attempt)
+        if _changes_nothing(command):
+            # No effect comes between the two: one write to the disk does for INTENT and RESULT.
+            outcome = self._outcomes.applied(command)
+            self.write(*begun, self._result(delivery, outcome))
+            self.execute(command)
+            self._hand_out(delivery, outcome, finishes_entry=finishes_entry)
+            self._run.tried(command, failure="")
+            return
+        self.write(*begun)
         outcome = self.execute(command)
         self.finish(delivery, outcome, finishes_entry=finishes_entry)
         if outcome.code != "gate_failed":  # A gate that refuses works as it should.
@@ -155,21 +165,13 @@ class Execution:
         self, delivery: Delivery, outcome: CommandOutcome, *, finishes_entry: bool = True
     ) -> None:
         """Journal a RESULT and hand out its outcome; both wait if the journal can't be written."""
-        outcome.stream, outcome.entry_id = delivery.stream, delivery.entry_id
-        result = CommandResult(
-            command_id=outcome.command_id,
-            digest=delivery.digest,
-            outcome=outcome,
-            origin=delivery.origin,
-        )
         try:
-            self.write(JournalRecord(result=result))
+            self.write(self._result(delivery, outcome))
         except JournalUnwritable as error:
             self._unsettled.append((delivery, outcome, finishes_entry))
             self.block(error)
             return
-        self._outbound.outcome(outcome, delivery if finishes_entry else None)
-        self._tell(outcome)
+        self._hand_out(delivery, outcome, finishes_entry=finishes_entry)
 
     def block(self, error: JournalUnwritable) -> None:
         """Let commands wait until the journal can be written again."""
@@ -194,6 +196,22 @@ class Execution:
     def write(self, *records: JournalRecord) -> None:
         """Append records with the run's coordinates. Raises JournalUnwritable."""
         self._folder.write(*map(self._run.state.stamp, records))
+
+    def _result(self, delivery: Delivery, outcome: CommandOutcome) -> JournalRecord:
+        outcome.stream, outcome.entry_id = delivery.stream, delivery.entry_id
+        result = CommandResult(
+            command_id=outcome.command_id,
+            digest=delivery.digest,
+            outcome=outcome,
+            origin=delivery.origin,
+        )
+        return JournalRecord(result=result)
+
+    def _hand_out(
+        self, delivery: Delivery, outcome: CommandOutcome, *, finishes_entry: bool
+    ) -> None:
+        self._outbound.outcome(outcome, delivery if finishes_entry else None)
+        self._tell(outcome)
 
     def _cancel(self, command: AdaptationCommand) -> Details:
         wanted = command.cancel.command_id
@@ -226,6 +244,11 @@ class Execution:
             status=status,
             code=outcome.code,
         )
+
+
+def _changes_nothing(command: AdaptationCommand) -> bool:
+    continues = command.command_type == CommandType.COMMAND_CONTINUE
+    return continues and command.WhichOneof("payload") is None and not window_refused(command)
 
 
 def journaled(record: CommandIntent | CommandDeferred) -> Delivery:

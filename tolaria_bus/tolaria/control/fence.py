@@ -29,7 +29,7 @@ from tolaria_bus.tolaria.control.commands import (
     CommandRefused,
     Steerable,
 )
-from tolaria_bus.tolaria.control.emergency_commands import refuse_superseded
+from tolaria_bus.tolaria.control.emergency_commands import is_halt, refuse_superseded
 from tolaria_bus.tolaria.control.execution import Execution, journaled
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox, Outbound, in_order
 from tolaria_bus.tolaria.control.mode import held
@@ -187,6 +187,7 @@ class Fence:
         deliveries = in_order([*self._waiting, *self._mailbox.take()])
         if not self._execution.ready():
             self._waiting = deliveries
+            self._stop_for_halts()
             return
         self._waiting = []
         for index, delivery in enumerate(deliveries):
@@ -200,7 +201,14 @@ class Fence:
                 # Nothing was applied. The entry stays unacknowledged and is tried again here.
                 self._waiting = deliveries[index:]
                 self._execution.block(error)
+                self._stop_for_halts()
                 return
+
+    def _stop_for_halts(self) -> None:
+        """A HALT that waits for the journal stops the run all the same, and is done when it can."""
+        for delivery in self._waiting:
+            if is_halt(delivery.command):
+                self._run.emergencies.stand(delivery.command)
 
     def _receive(self, delivery: Delivery, epoch_ended: int | None) -> None:
         command = delivery.command

@@ -68,7 +68,8 @@ def combine(
         coefficients = handler.coefficients(weighted, seed) * weights
         if whole is not None:
             coefficients = coefficients * whole
-        _by_coefficients(rows, coefficients, finite, into=flat(shared))
+        add = on_cpu if coefficients.is_cpu else on_device
+        add(rows, coefficients, finite, flat(shared))
     return Combined(shared, gram, finite, against)
 
 
@@ -113,15 +114,26 @@ def _all_finite(rows: Sequence[Sequence[Tensor]], device: torch.device) -> Tenso
     return torch.stack(found)
 
 
-def _by_coefficients(
-    rows: Sequence[Sequence[Tensor]], coefficients: Tensor, finite: Tensor, *, into: list[Tensor]
+def on_cpu(
+    rows: Sequence[Sequence[Tensor]], coefficients: Tensor, finite: Tensor, into: list[Tensor]
 ) -> None:
-    if coefficients.is_cpu:
-        # To look at numbers there is no waiting.
-        numbers = coefficients.where(finite, 0.0).tolist()
-        for *parts, out in blocks([*rows, into]):
-            _add_up(parts, numbers, out)
-        return
+    """Sum coefficients·rows; a row that isn't finite isn't read. To look at numbers is no waiting.
+
+    Args:
+        rows: 1-dimensional tensors, the same sizes in each row.
+        coefficients: One for each row, float64.
+        finite: Which rows are.
+        into: Where the sum goes; may be the first row's tensors.
+    """
+    numbers = coefficients.where(finite, 0.0).tolist()
+    for *parts, out in blocks([*rows, into]):
+        _add_up(parts, numbers, out)
+
+
+def on_device(
+    rows: Sequence[Sequence[Tensor]], coefficients: Tensor, finite: Tensor, into: list[Tensor]
+) -> None:
+    """Do as ``on_cpu`` does, in few launches, and with nobody looking at a number."""
     of_type = {
         dtype: (coefficients.to(dtype).unbind(), finite.to(_BITS[dtype.itemsize]).unbind())
         for dtype in {each.dtype for each in into}

@@ -43,13 +43,20 @@ def gramian(rows: Sequence[Sequence[Tensor]]) -> Tensor:
 def _of_block(rows: list[Tensor]) -> Tensor:
     """On a CPU the products of each pair, else their matrix; float64."""
     if not rows[0].is_cpu:
-        # In float32 an accelerator may multiply in TF32, which is off by 1e-3.
-        stacked = torch.stack(rows).double()
-        product = stacked @ stacked.mT
-        return (product + product.mT) / 2
+        return matrix_of(rows)
     if rows[0].dtype in {torch.float16, torch.bfloat16}:
         rows = [row.double() for row in rows]
     # It runs in many lanes: what is summed one by one is some thousand elements.
     return torch.stack(
         [torch.dot(a, b) for a, b in combinations_with_replacement(rows, 2)]
     ).double()
+
+
+def matrix_of(rows: list[Tensor]) -> Tensor:
+    """The Gramian of one block in one product, for an accelerator.
+
+    In float32 that may multiply in TF32, which is off by 1e-3.
+    """
+    stacked = torch.stack(rows).double()
+    product = stacked @ stacked.mT
+    return (product + product.mT) / 2
