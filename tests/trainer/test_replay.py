@@ -20,6 +20,7 @@ from tolaria_bus.settings import load
 from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
 from tolaria_bus.tolaria.control.recovering import Divergence
 from tolaria_bus.tolaria.engine.job import Job, view
+from tolaria_bus.tolaria.recovery.checkpoints import checkpoint_name
 from tolaria_bus.tolaria.recovery.journal import Journal, JournalCorrupt, read_records
 from tolaria_bus.tolaria.recovery.journal_view import NothingRecorded
 from tolaria_bus.tolaria.recovery.recording import Recording
@@ -86,7 +87,9 @@ def test_it_ends_where_the_run_stopped_though_a_process_that_died_had_got_furthe
     run.outbound = FailsAtState(Power(run.path, tmp_path / "copy"), 1)
     run.train()
     further = 2 * STEPS_PER_EPOCH
-    note = JournalRecord(timeline=1, step=further, checkpoint=CheckpointSaved(name="it is gone"))
+    # Its file is gone.
+    saved = CheckpointSaved(name=checkpoint_name(further, 1, 99))
+    note = JournalRecord(timeline=1, step=further, checkpoint=saved)
     with Journal.open(tmp_path / "copy") as journal:
         journal.append(note)
     resumed = make_run("copy")
