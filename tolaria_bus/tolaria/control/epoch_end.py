@@ -70,6 +70,7 @@ class EpochEnd:
             job,
             steering.state,
             validating.device,
+            steps_per_epoch=-(-steering.state.data.steps_per_epoch // settings.accumulate),
             telemetry=telemetry,
             validate=self._validate,
             accept=steering.health.check_accuracy,
