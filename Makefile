@@ -6,11 +6,8 @@
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                 where PyPI's torch with CUDA is not wanted and the machine's own index has no other
 #   N=... SEED=...  how often make torture kills; the choices of an earlier one
-<<<<<<< HEAD
 #   MINUTES=...     how long make soak injects faults
-=======
 #   TESTERS=N     so many processes run tests, each its share; 0, or nothing: one runs them all
->>>>>>> suite
 #   ARGS=...      more arguments for pytest (make test, make quick), the benches or the demo
 
 VENV ?= .venv
