@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
-
 from infra.soak.book import Book
 from infra.soak.causes import Causes
 from infra.soak.house import HANG_SECONDS, RUNS, SPARED, STRANGE, House, wait_for
@@ -55,7 +53,7 @@ class Faults:
         """All of them, each as often as it shall come in a round."""
         return [
             self.kill_a_worker, self.kill_a_worker, self.kill_workers, self.stop_a_worker,
-            self.hang_a_job, self.fail_a_job, self.kill_a_checkpoint_writer,
+            self.hang_a_job, self.fail_a_job,
             self.kill_weatherlight, self.kill_weatherlight_and_a_worker,
             self.kill_tamiyo, self.stop_tamiyo,
             self.kill_the_server, self.kill_the_server, self.stop_the_server,
@@ -114,18 +112,6 @@ class Faults:
         self._causes.died(run)
         self._gone(run, pid)
         return f"{run}, process {pid}"
-
-    def kill_a_checkpoint_writer(self) -> str:
-        """The process that writes a run's checkpoints."""
-        run = self._chance.choice(RUNS)
-        pid = self._house.worker(run)
-        try:
-            children = psutil.Process(pid).children() if pid else []
-            for child in children:
-                child.kill()
-        except psutil.NoSuchProcess:
-            return f"{run}: it is gone"
-        return f"{run}: {', '.join(str(child.pid) for child in children) or 'it has none yet'}"
 
     # Those beside them
 

@@ -222,7 +222,7 @@ class Keeper:
             end: How it died.
             pid: Which process; 0: it never was one.
         """
-        wait = self.restarts.died(end.step)
+        wait = self.restarts.died(end.step, end.began)
         count, limit = self.restarts.in_a_row, self._terms.restarts
         text = f"{end.how} at step {end.step}: {end.reason or 'no reason given'}; "
         about: dict[str, Any] = {
