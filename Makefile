@@ -6,13 +6,17 @@
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                 where PyPI's torch with CUDA is not wanted and the machine's own index has no other
 #   N=... SEED=...  how often make torture kills; the choices of an earlier one
+#   MINUTES=...     how long make soak injects faults
+#   TESTERS=N     so many processes run tests, each its share; 0, or nothing: one runs them all
 #   ARGS=...      more arguments for pytest (make test, make quick), the benches or the demo
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 TORCH_INDEX ?=
+TESTERS ?= 0
 ARGS ?=
 N ?= 20
+MINUTES ?= 10
 SEED ?=
 
 SHELL := /bin/bash
@@ -35,7 +39,7 @@ RIVALS := .venv-rivals/.installed
 endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet --no-input
 
-.PHONY: help demo test quick lint types pytest bench torture rivals proto env format clean
+.PHONY: help demo test quick lint types pytest bench torture soak rivals proto env format clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST))
@@ -57,13 +61,16 @@ types: $(DEV) ## mypy, strict
 	@$(BIN)mypy
 
 pytest: $(DEV)
-	@$(BIN)python -m pytest $(ARGS)
+	@$(BIN)python -m pytest --numprocesses $(TESTERS) --dist worksteal $(ARGS)
 
 bench: $(DEV) ## ratios against the bare loop, raw redis-py, memcpy; JSON in bench-results/
 	@$(BIN)python -m bench $(ARGS)
 
 torture: $(DEV) ## kill a steered run N times, its server too: nothing lost, nothing done twice
 	@$(BIN)python -m infra.torture --kills $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+soak: $(DEV) ## a fleet at work for MINUTES under random faults: what must hold, and a report
+	@$(BIN)python -m infra.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 rivals: $(DEV) $(RIVALS) ## the bench beside FastStream and docket, in an environment of theirs
 	@$(BIN)python -m bench rivals
@@ -82,7 +89,8 @@ env: ## make .env for docker compose, with a random password
 	@echo ".env is made, with a random password"
 
 clean: ## remove what was made here, the environment too; runs/ stays
-	rm -rf .mypy_cache .ruff_cache .hypothesis .pytest_cache build dist bench-results *.egg-info
+	rm -rf .mypy_cache .ruff_cache .hypothesis .pytest_cache build dist bench-results \
+	    soak-results *.egg-info
 	rm -rf .venv-rivals
 	$(if $(wildcard $(VENV)/pyvenv.cfg),rm -rf $(VENV))
 	find . -name __pycache__ -type d -prune -not -path './.git/*' -exec rm -rf {} +

@@ -23,6 +23,11 @@ class Server:
         self._server = EmbeddedServer.start(folder, "torture")
         self.url = self._server.url
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._server.pid
+
     def kill(self) -> None:
         """End it as a power cut would."""
         os.kill(self._server.pid, signal.SIGKILL)

@@ -241,3 +241,14 @@ def test_whatever_is_in_a_block_a_reader_gets_what_was_written_or_nothing(
         assert view.reason == ""
     signals.close()
     path.unlink()
+
+
+def test_a_run_that_a_rollback_took_behind_its_first_step_has_made_steps(tmp_path: Path) -> None:
+    signals = Signals.create(tmp_path)
+    signals.begin(100)
+    with SignalView(tmp_path) as view:
+        view.refresh()
+        assert (view.first_step, view.made_a_step, signals.training()[2]) == (100, False, False)
+        signals.step(40)
+        assert (view.first_step, view.made_a_step, signals.training()[2]) == (100, True, True)
+    signals.close()

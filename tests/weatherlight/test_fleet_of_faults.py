@@ -331,6 +331,7 @@ async def test_a_killed_worker_goes_on_and_a_paused_one_is_left_alone(
     os.kill(before, signal.SIGKILL)
     (died,) = await wait_for(lambda: alerts(stream, "steady", "worker_died"))
     assert died.attributes["how"] == "SIGKILL"
+    assert died.attributes["pid"] == str(before)
     await fleet.at_work("steady", after=before)
     words = ("send", "pause", "--run", "steady", "--redis", fleet.url, "--wait", "120")
     fleet.terminal.run(*words)

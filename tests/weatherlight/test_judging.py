@@ -162,3 +162,14 @@ def test_a_run_that_got_further_is_started_anew_and_one_that_fell_back_is_not() 
     restarts = Restarts(limit=2, first=1.0)
     assert [restarts.died(step) for step in (10, 10, 11, 5, 11)] == [1, 2, 1, 2, None]
     assert Restarts(limit=0, first=1.0).died(7) is None
+
+
+def test_a_run_that_went_back_while_it_worked_is_measured_from_there() -> None:
+    restarts = Restarts(limit=2, first=1.0)
+    assert restarts.died(1000, began=0) == 1
+    # A rollback to 400 in its second life; then it gets on, and what kills it comes now and then.
+    assert restarts.died(450, began=990) == 1
+    assert restarts.died(600, began=440) == 1
+    assert restarts.died(700, began=590) == 1
+    # Where it began at 690 and got no further than before, it is a row as ever.
+    assert [restarts.died(700, began=690) for _ in range(2)] == [2, None]

@@ -113,7 +113,8 @@ class Signals:
         """
         words = self._words
         quiet = (self._monotonic_ns() - words[layout.PROGRESS_WORD]) / 1e9
-        made = words[layout.STEP_WORD] > words[layout.FIRST_STEP_WORD]
+        # Not "further": after a rollback it may be behind where it began.
+        made = words[layout.STEP_WORD] != words[layout.FIRST_STEP_WORD]
         return max(quiet, 0.0), Phase(words[layout.PHASE_WORD]), made
 
     def progress(self) -> None:

@@ -126,9 +126,14 @@ class SignalView:
         return self._word(layout.STEP_WORD)
 
     @property
+    def first_step(self) -> int:
+        """The step that this process began with."""
+        return self._word(layout.FIRST_STEP_WORD)
+
+    @property
     def made_a_step(self) -> bool:
         """This process has made one; before its first it may be loading, or compiling."""
-        return self.step != self._word(layout.FIRST_STEP_WORD)
+        return self.step != self.first_step
 
     @property
     def phase(self) -> Phase:

@@ -92,10 +92,11 @@ class Keeper:
                 process = self._adopt(view) or await self._start()
                 if process is None:
                     return
+                pid = process.pid
                 end = await self._see_through(process, view)
                 if self._moved(end):
                     continue
-                if self._is_over(end) or not await self._wait_for_restart(end):
+                if self._is_over(end) or not await self._wait_for_restart(end, pid):
                     return
 
     async def _see_through(self, process: WorkerProcess, view: SignalView) -> End:
@@ -214,12 +215,21 @@ class Keeper:
         )
         return True
 
-    async def _wait_for_restart(self, end: End) -> bool:
-        """Tell of a death and wait. False: it is not started again."""
-        wait = self.restarts.died(end.step)
+    async def _wait_for_restart(self, end: End, pid: int = 0) -> bool:
+        """Tell of a death and wait. False: it is not started again.
+
+        Args:
+            end: How it died.
+            pid: Which process; 0: it never was one.
+        """
+        wait = self.restarts.died(end.step, end.began)
         count, limit = self.restarts.in_a_row, self._terms.restarts
         text = f"{end.how} at step {end.step}: {end.reason or 'no reason given'}; "
-        about: dict[str, Any] = {"how": end.how, "reason": end.reason}
+        about: dict[str, Any] = {
+            "how": end.how,
+            "reason": end.reason,
+            **({"pid": pid} if pid else {}),
+        }
         if wait is None:
             self.given_up, self.condition.health = True, Health.ENDED
             self._teller.alert(

@@ -1,7 +1,8 @@
 """When a worker that died is started again, and when it is given up.
 
 The waits double from one death to the next. A worker that got further than any process of its run
-before counts anew: what kills it every thousand steps shall not end a run that gets on.
+before counts anew: what kills it every thousand steps shall not end a run that gets on. So does one
+whose run went back while it worked: after a rollback further is measured from there.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ class Restarts:
         self._first = first
         self._furthest = -1
 
-    def died(self, step: int) -> float | None:
-        """Count a death after ``step``.
+    def died(self, step: int, began: int = 0) -> float | None:
+        """Count a death.
+
+        Args:
+            step: The newest that the process had made.
+            began: The one that it had begun with; more than ``step`` only after a rollback.
 
         Returns:
             Seconds to wait before it is started again; ``None``: it is given up.
         """
-        if step > self._furthest:
+        if step > self._furthest or step < began:
             self._furthest, self.in_a_row = step, 0
         self.in_a_row += 1
         if self.in_a_row > self._limit:

@@ -61,12 +61,14 @@ class End:
         how: ``exit code 1``, ``SIGKILL``, ``hung``; empty where it is no matter.
         reason: What it said, one line.
         step: The newest.
+        began: With which step it began; 0 if it didn't get so far.
     """
 
     state: WorkerState
     how: str
     reason: str
     step: int
+    began: int = 0
 
 
 class Vigil:
@@ -255,7 +257,8 @@ class Vigil:
         return self._end(state if state.ended else WorkerState.STOPPED, "killed")
 
     def _end(self, state: WorkerState, how: str, reason: str = "") -> End:
-        return End(state, how, reason, self._condition.step)
+        began = 0 if self._identity is None else self._view.first_step
+        return End(state, how, reason, self._condition.step, began)
 
     async def _dump_stacks(self, cause: str) -> str:
         now = datetime.now(UTC).isoformat(timespec="seconds")
