@@ -247,6 +247,7 @@ def test_what_cannot_be_grown_is_refused_with_its_code():
     for code, words, call in [
         ("bad_parameter", "target_seed_id is 'a b'", lambda: plan("a b", "depthwise")),
         ("bad_parameter", "target_seed_id is ''", lambda: plan("", "depthwise")),
+        ("bad_parameter", "not host", lambda: plan("host", "depthwise")),
         ("illegal_transition", "legal is: START_TRAINING", lambda: plan("a", "depthwise")),
         ("unknown_blueprint", "'oak'", lambda: plan("b", "oak")),
         ("unknown_blueprint", "allowed: residual_mlp", lambda: plan("b", "depthwise", slot="8")),

@@ -37,6 +37,7 @@ from tolaria_bus.kasmina.records import (
     Transition,
     init_seed,
 )
+from tolaria_bus.kasmina.registry import HOST
 from tolaria_bus.kasmina.side import Health, learn
 from tolaria_bus.kasmina.telling import seed_state
 from tolaria_bus.leyline import SeedLifecycleStage as Stage
@@ -144,10 +145,10 @@ class Garden:
             SeedRefused: ``illegal_transition`` (the id is in use), ``unknown_blueprint``,
                 ``unknown_slot``, ``slot_taken``, ``bad_parameter`` or ``gate_failed``.
         """
-        if not _SEED_ID.fullmatch(seed_id):
+        if not _SEED_ID.fullmatch(seed_id) or seed_id == HOST:
             raise SeedRefused(
                 "bad_parameter",
-                f"target_seed_id is {seed_id!r}; allowed: 1 to 64 of A-Z a-z 0-9 . _ -",
+                f"target_seed_id is {seed_id!r}; allowed: 1 to 64 of A-Z a-z 0-9 . _ -, not {HOST}",
             )
         self.check(seed_id, Operation.SEED_OP_GERMINATE)
         settled = blueprints.settle(blueprint_id, parameters or {})
