@@ -7,11 +7,13 @@
 #                 where PyPI's torch with CUDA is not wanted and the machine's own index has no other
 #   N=... SEED=...  how often make torture kills; the choices of an earlier one
 #   MINUTES=...     how long make soak injects faults
+#   TESTERS=N     so many processes run tests, each its share; 0, or nothing: one runs them all
 #   ARGS=...      more arguments for pytest (make test, make quick), the benches or the demo
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 TORCH_INDEX ?=
+TESTERS ?= 0
 ARGS ?=
 N ?= 20
 MINUTES ?= 10
@@ -59,7 +61,7 @@ types: $(DEV) ## mypy, strict
 	@$(BIN)mypy
 
 pytest: $(DEV)
-	@$(BIN)python -m pytest $(ARGS)
+	@$(BIN)python -m pytest --numprocesses $(TESTERS) --dist worksteal $(ARGS)
 
 bench: $(DEV) ## ratios against the bare loop, raw redis-py, memcpy; JSON in bench-results/
 	@$(BIN)python -m bench $(ARGS)

@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from tolaria_bus.oona.connection import is_local
 from tolaria_bus.oona.copies import Copies
 from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.settings import SettingError, Settings
@@ -30,6 +31,31 @@ def key_ring(settings: Settings) -> KeyRing:
         return KeyRing.parse(settings.signing_keys.get_secret_value())
     except ValueError as error:
         raise SettingError(f"setting signing_keys: {error}") from None
+
+
+def check_trust(settings: Settings, ring: KeyRing, url: str, what: str = "steer this run") -> str:
+    """Decide whether unsigned messages are taken from a server.
+
+    Args:
+        settings: ``allow_unsigned``: from any.
+        ring: Where signing is on, all is well.
+        url: The server.
+        what: Whoever reaches it can do this.
+
+    Returns:
+        A warning for people, or nothing where signing is on.
+
+    Raises:
+        SettingError: Signing is off, and others than this machine can reach the server.
+    """
+    if ring.enabled:
+        return ""
+    if not is_local(url) and not settings.allow_unsigned:
+        raise SettingError(
+            "setting signing_keys: none, and the server isn't on this machine: set "
+            "TOLARIA_SIGNING_KEYS, or TOLARIA_ALLOW_UNSIGNED=1 to take commands from anybody there"
+        )
+    return f"signing is off: whoever reaches the server can {what} (TOLARIA_SIGNING_KEYS)"
 
 
 def compat_secret(settings: Settings) -> bytes | None:

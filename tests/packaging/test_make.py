@@ -62,7 +62,10 @@ def test_test_is_lint_types_and_all_tests() -> None:
     assert "ruff check ." in said
     assert "ruff format --check ." in said
     assert "mypy" in said
-    assert make("--dry-run", "pytest", "VENV=").stdout.strip() == "python -m pytest"
+    pytest, _, options = make("--dry-run", "pytest", "VENV=").stdout.strip().partition(" --")
+    assert pytest == "python -m pytest"
+    # Nothing that leaves tests out.
+    assert options == "numprocesses 0 --dist worksteal"
 
 
 def test_an_active_environment_is_used_only_when_told() -> None:

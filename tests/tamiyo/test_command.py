@@ -26,6 +26,7 @@ KEYS = "k1:c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
         (("--option", "patience"), "name=value"),
         (("--limit", "seeds=-1"), "seeds = -1"),
         (("--limit", "colour=1"), "colour"),
+        (("--redis", "redis://192.0.2.1"), "set TOLARIA_SIGNING_KEYS, or TOLARIA_ALLOW_UNSIGNED=1"),
         ((), "no server: --redis isn't given"),
     ],
 )

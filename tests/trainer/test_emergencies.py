@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tests.trainer.lives import Poisoned, Power
-from tests.trainer.test_commands import GERMINATE, RESUME
+from tests.trainer.test_commands import GERMINATE, LR, RESUME
 from tests.trainer.test_died_on_the_way import Died
 from tests.trainer.test_recovery import Explodes
 from tests.trainer.test_rollback import AlwaysBad
@@ -292,39 +292,70 @@ def test_an_emergency_that_means_nothing_is_refused(make_run, emergency: str, sa
     assert run.outbound.signals == []
 
 
-def test_a_halt_stops_a_run_whose_journal_cannot_be_written_and_is_done_when_it_can(
-    make_run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make_run()
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """While there is a word in it, no journal can be written."""
+    troubles: list[str] = []
     append = Journal.append
-    broken = False
 
     def refusing(self: Journal, *records: JournalRecord) -> Any:
-        if broken:
-            raise JournalUnwritable("no room")
+        if troubles:
+            raise JournalUnwritable(troubles[0])
         return append(self, *records)
+
+    monkeypatch.setattr(Journal, "append", refusing)
+    return troubles
+
+
+def test_a_halt_stops_a_run_whose_journal_cannot_be_written_and_is_done_when_it_can(
+    make_run, disk: list[str]
+) -> None:
+    run = make_run()
 
     class Breaks(RecordingOutbound):
         def telemetry(self, packet: Any, priority: Any) -> None:
-            nonlocal broken
             super().telemetry(packet, priority)
             names = [event.event_id for event in packet.events]
-            if packet.global_step == 20 and not broken and not self.signals and not names:
-                broken = True
+            if packet.global_step == 20 and not self.signals and not names and not disk:
+                disk.append("no room")
                 run.send(EMERGENCY % ("h", "HALT"))
             if names == ["halted"]:
-                # It stands, and nothing is in the journal; then the disk has room again.
-                broken = False
+                # It stands, and nothing is in the journal; then there is room again.
+                disk.clear()
 
         def outcome(self, outcome: Any, delivery: Any) -> None:
             super().outcome(outcome, delivery)
             if outcome.command_id == "h":
                 run.mailbox.request_stop("signal")
 
-    monkeypatch.setattr(Journal, "append", refusing)
     run.outbound = Breaks()
     summary = run.train()
     assert (summary.steps, summary.mode) == (20, "halted")
     assert run.outcomes() == [("h", "APPLIED", 20)]
     assert [alert["reason"] for alert in halted(run)] == ["smoke", "smoke"]
     assert told(run) == ["elevated", "halt"]
+
+
+def test_a_halt_that_is_over_stops_nothing_while_the_journal_cannot_be_written(
+    make_run, disk: list[str]
+) -> None:
+    first = make_run(steps=10)
+    first.send(SIGNAL % ("old", "HALT"), entry="500-0")
+    first.send(RESUME, entry="501-0")
+    first.train()
+    run = make_run(steps=30)
+
+    class Breaks(RecordingOutbound):
+        def telemetry(self, packet: Any, priority: Any) -> None:
+            super().telemetry(packet, priority)
+            if packet.global_step == 20 and not packet.events and not disk:
+                disk.append("no room")
+                run.send(LR % ("a", 0.001))
+                run.send(SIGNAL % ("old", "HALT"), entry="500-0")
+                run.send(SIGNAL % ("late", "HALT"), entry="499-0")
+            if packet.global_step == 25:
+                disk.clear()
+
+    run.outbound = Breaks()
+    summary = run.train()
+    assert (summary.steps, summary.stopped_by, halted(run)) == (30, "finished", [])

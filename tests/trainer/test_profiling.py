@@ -20,6 +20,7 @@ from tolaria_bus.tolaria.engine.phases import PhaseClock
 from tolaria_bus.tolaria.engine.tracing import Tracing
 from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
 
+EPOCH_PHASES = {"validation", "tamiyo", "boundary", "fence", "checkpoint"}
 STEP_PHASES = {"data", "prepare", "forward", "backward", "optimizer", "loss"}
 
 
@@ -56,7 +57,9 @@ def test_every_phase_of_a_run_is_timed_and_published_as_a_histogram(make_run) ->
         for point in packet.metrics
         if point.name == "tolaria.phase_ms"
     }
-    assert STEP_PHASES | {"validation", "boundary", "fence", "checkpoint"} <= points.keys()
+    assert (
+        STEP_PHASES | {"validation", "tamiyo", "boundary", "fence", "checkpoint"} <= points.keys()
+    )
     for name in STEP_PHASES:
         histogram = points[name].histogram
         assert histogram.count >= 20

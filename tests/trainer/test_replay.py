@@ -86,7 +86,9 @@ def test_it_ends_where_the_run_stopped_though_a_process_that_died_had_got_furthe
     run.outbound = FailsAtState(Power(run.path, tmp_path / "copy"), 1)
     run.train()
     further = 2 * STEPS_PER_EPOCH
-    note = JournalRecord(timeline=1, step=further, checkpoint=CheckpointSaved(name="it is gone"))
+    # A checkpoint that is gone.
+    name = f"step-{further:08d}-t1-s999"
+    note = JournalRecord(timeline=1, step=further, checkpoint=CheckpointSaved(name=name))
     with Journal.open(tmp_path / "copy") as journal:
         journal.append(note)
     resumed = make_run("copy")

@@ -15,7 +15,7 @@ from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.streams import Streams
 
 STREAMS = Streams()
-PATIENCE = 180  # seconds: a machine may be very busy
+PATIENCE = 300  # seconds: a machine may be very busy
 
 Found = TypeVar("Found")
 

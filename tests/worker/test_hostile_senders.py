@@ -40,7 +40,7 @@ SECRETS = {"old": b"o" * 32, "new": b"n" * 32}
 OLD, NEW = (KeyRing({name: secret}) for name, secret in SECRETS.items())
 STRANGE = KeyRing({"strange": b"s" * 32})
 KEYS = ",".join(f"{name}:{b64encode(secret).decode()}" for name, secret in SECRETS.items())
-FLOOD = 50_000
+FLOOD = 10_000
 TEN_MEGABYTES = 10_000_000
 
 
@@ -165,7 +165,7 @@ async def test_ten_megabytes_are_a_dead_letter_and_cost_no_memory(scene: Scene) 
 
 
 @pytest.mark.slow
-async def test_a_sender_that_repeats_a_command_fifty_thousand_times_is_answered_each_time(
+async def test_a_sender_that_repeats_a_command_ten_thousand_times_is_answered_each_time(
     scene: Scene,
 ) -> None:
     """One effect; training goes on; a command of another sender gets through meanwhile."""
@@ -178,10 +178,13 @@ async def test_a_sender_that_repeats_a_command_fifty_thousand_times_is_answered_
             await pipe.execute()
     await scene.applied("in between", NEW)
 
-    async def look() -> bool:
-        return (await scene.redis.xlen(CONTROL)) == 0
+    # However long it takes: it gets on.
+    while left := await scene.redis.xlen(CONTROL):
 
-    assert await wait_for(look)
+        async def look(left: int = left) -> bool:
+            return (await scene.redis.xlen(CONTROL)) < left
+
+        assert await wait_for(look)
     assert (await scene.answers())["again and again"] == Counter(APPLIED=1, DUPLICATE=FLOOD - 1)
     assert await scene.dead() == []
     assert scene.step() > before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ def test_every_command_of_the_second_terminal_works(tmp_path: Path) -> None:
     with one.start(*run, "--summary", "summary.json") as worker:
         # A command that is sent before the run listens waits for it; here its server must be there.
         worker.says("embedded server")
+        # A look doesn't wait: nobody types one so soon that the run isn't known yet.
+        end = time.monotonic() + 180
+        while "no such run" in other.run("status", "first", check=None):
+            assert time.monotonic() < end
         for words in commands(second):
             output = other.run(*words)
             if words[0] == "send":

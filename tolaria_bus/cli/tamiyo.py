@@ -51,9 +51,11 @@ def tamiyo(
     It keeps nothing and may be killed and started again; any number of it share the runs of a
     server. Ctrl-C ends it.
     """
+    import structlog
+
     from tolaria_bus.cli.locate import Asked, locate
     from tolaria_bus.cli.serving import serve_until_signalled
-    from tolaria_bus.configured import key_ring
+    from tolaria_bus.configured import check_trust, key_ring
     from tolaria_bus.logs import configure
     from tolaria_bus.settings import load
     from tolaria_bus.tamiyo.limits import Limits
@@ -63,16 +65,19 @@ def tamiyo(
     settings, _ = load((), metrics_port=port)
     configure("console" if sys.stderr.isatty() else "json")
     place = locate(Asked(redis=redis, run_dir=run_dir, run=run), settings)
+    ring = key_ring(settings)
     service = Service(
         url=place.url,
         policy=make(policy, assignments("--option", options or []), load=True),
         limits=_limits(Limits, limits or []),
-        ring=key_ring(settings),
+        ring=ring,
         streams=place.streams,
         runs=runs if run is None else run,
         name=name or default_name(),
         max_age=timedelta(seconds=max_age),
     )
+    if warning := check_trust(settings, ring, place.url, "steer runs through this one"):
+        structlog.get_logger().warning(warning)
     serve_until_signalled(service, settings)
 
 

@@ -20,7 +20,7 @@ import anyio
 import structlog
 from prometheus_client.registry import CollectorRegistry
 
-from tolaria_bus.configured import compat_secret, key_ring, metrics_endpoint
+from tolaria_bus.configured import check_trust, compat_secret, key_ring, metrics_endpoint
 from tolaria_bus.logs import configure
 from tolaria_bus.oona.connection import check
 from tolaria_bus.oona.embedded import EmbeddedServer
@@ -38,7 +38,6 @@ from tolaria_bus.worker.leaving import Deadline, exit_at_once, watch_signals
 from tolaria_bus.worker.passed_on import obey_passed_on
 from tolaria_bus.worker.spec import (
     WorkerSpec,
-    check_trust,
     new_run_id,
     run_path,
 )

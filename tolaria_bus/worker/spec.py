@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tolaria_bus.oona.connection import is_local
-from tolaria_bus.oona.trust import KeyRing
-from tolaria_bus.settings import SettingError, Settings
+from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.summary import Progress
 
 
@@ -47,22 +45,3 @@ def new_run_id(job: str) -> str:
 def run_path(settings: Settings, run: str) -> Path:
     """The run's folder, absolute."""
     return (settings.run_dir or settings.runs_dir / run).expanduser().resolve()
-
-
-def check_trust(settings: Settings, ring: KeyRing, url: str) -> str:
-    """Decide whether unsigned commands are taken from this server.
-
-    Returns:
-        A warning for people, or nothing where signing is on.
-
-    Raises:
-        SettingError: Signing is off, and others than this machine can reach the server.
-    """
-    if ring.enabled:
-        return ""
-    if not is_local(url) and not settings.allow_unsigned:
-        raise SettingError(
-            "setting signing_keys: none, and the server isn't on this machine: set "
-            "TOLARIA_SIGNING_KEYS, or TOLARIA_ALLOW_UNSIGNED=1 to take commands from anybody there"
-        )
-    return "signing is off: whoever reaches the server can steer this run (TOLARIA_SIGNING_KEYS)"

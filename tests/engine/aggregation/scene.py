@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tolaria_bus.kasmina import Garden, Limits, Moment, SeedSlot
+from tolaria_bus.kasmina import HOST, Garden, Limits, Moment, SeedSlot
 from tolaria_bus.leyline import SeedOperation as Operation
 from tolaria_bus.tolaria.engine import OptimizerManager, StepOptions, StepState, TrainStep
 from tolaria_bus.tolaria.engine.aggregation import TaskGradients, find
@@ -159,3 +159,13 @@ class Scene:
     def weights(self) -> list[float]:
         given = self.garden.task_weights()
         return [1.0, *(given[name] for name in self.garden.tasks)]
+
+
+def shared(scene: Scene) -> list[str]:
+    """Names of the parameters that no seed owns."""
+    owner = scene.garden.registry.owner
+    return [name for name in scene.parameters() if owner(name) == HOST]
+
+
+def flat(gradients: dict[str, Tensor], names: list[str]) -> Tensor:
+    return torch.cat([gradients[name].flatten() for name in names])

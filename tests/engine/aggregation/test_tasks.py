@@ -9,24 +9,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.engine.aggregation.scene import CPU, Scene, batch, loss, mixed, sample_losses
+from tests.engine.aggregation.scene import (
+    CPU,
+    Scene,
+    batch,
+    flat,
+    loss,
+    mixed,
+    sample_losses,
+    shared,
+)
 from tests.engine.aggregation.vectors import paper
-from tolaria_bus.kasmina import HOST
-from tolaria_bus.tolaria.engine import JobError, OptimizerManager, TrainStep
+from tolaria_bus.tolaria.engine import JobError, TrainStep
 from tolaria_bus.tolaria.engine.aggregation.pcgrad import orders
 from tolaria_bus.tolaria.engine.seeding import Domain, mix
 
 STAGES = [("START_GRAFTING", "FINE_TUNE"), ("STABILIZE",), ("EVALUATE", "STABILIZE")]
 POSITION = 7
-
-
-def shared(scene: Scene) -> list[str]:
-    owner = scene.garden.registry.owner
-    return [name for name in scene.parameters() if owner(name) == HOST]
-
-
-def flat(gradients: dict[str, Tensor], names: list[str]) -> Tensor:
-    return torch.cat([gradients[name].flatten() for name in names])
 
 
 @pytest.mark.parametrize("stages", STAGES)
@@ -131,52 +130,6 @@ def test_what_the_batch_carries_comes_before_what_kasmina_says() -> None:
     scene.garden.says = {"b": torch.ones(12)}
     scene.step(whole, 0, 1)
     assert [r.share for r in scene.tasks.watch.readings()] == [0.0, 1.0, 0.0]
-
-
-def test_the_probe_measures_by_how_much_a_seed_moved_its_slots_features() -> None:
-    scene = Scene(("START_GRAFTING", "STABILIZE"), handler="none")
-    scene.garden.advance(1)
-    model, x = scene.model, batch()[0]
-    alpha = scene.garden.task_weights()["a"]
-    assert 0 < alpha < 1
-    first = model[1](model[0](x))
-    moved = alpha * (model[2].seed(first) - first).norm(dim=1) / first.norm(dim=1)
-    second = model[4](model[3](model[2](first)))
-    whole = (model[5].seed(second) - second).norm(dim=1) / second.norm(dim=1)
-    with scene.garden.probe() as probe:
-        model(x)
-    found = probe.shares(12)
-    torch.testing.assert_close(found["a"], (moved / (1 + moved + whole)).detach())
-    torch.testing.assert_close(found["b"], (whole / (1 + moved + whole)).detach())
-    # Nothing is kept of a pass outside.
-    model(x)
-    assert model[2].graft.tap is None
-    scene.step(batch(), 0, 1)
-    host = 1 - sum(float(each.mean()) for each in found.values())
-    assert scene.tasks.watch.readings()[0].share == pytest.approx(host, rel=1e-5)
-
-
-def test_a_seed_that_is_still_the_identity_has_no_share_and_one_without_samples_first_a_mean() -> (
-    None
-):
-    scene = Scene(("STABILIZE", "STABILIZE"))
-    with torch.no_grad():
-        for parameter in scene.model[2].seed.parameters():
-            parameter.zero_()
-    with scene.garden.probe() as probe:
-        scene.model(batch()[0])
-    assert not probe.shares(12)["a"].any()
-    spread = probe.shares(4)["b"]
-    assert spread.shape == (4,)
-    assert bool((spread == spread[0]).all())
-    assert spread[0] > 0
-
-
-def test_a_slot_that_nothing_passed_through_has_no_share() -> None:
-    scene = Scene()
-    with scene.garden.probe() as probe:
-        pass
-    assert probe.shares(12) == {}
 
 
 def not_finite_for(row: int) -> Any:
@@ -320,72 +273,6 @@ def test_an_attribution_of_a_wrong_shape_is_an_error_of_one_line() -> None:
         scene.step(batch(), 0, 1)
 
 
-def test_a_parameter_that_the_loss_does_not_reach_gets_none() -> None:
-    scene = Scene(("STABILIZE",))
-    unused = nn.Parameter(torch.ones(2))
-    scene.model.register_parameter("unused", unused)
-    scene.manager.add_parameters("host.1", {"unused": unused})
-    frozen = scene.model[0].bias.requires_grad_(False)
-    scene.step(batch(), 0, 1)
-    assert unused.grad is None
-    assert frozen.grad is None
-    assert scene.model[0].weight.grad is not None
-
-
-def test_a_gradient_that_autograd_shares_between_parameters_is_not_added_to_itself() -> None:
-    class Sums(nn.Module):
-        """Its parameters get one and the same tensor, two of them expanded from one number."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c, self.d = (nn.Parameter(torch.zeros(8)) for _ in range(4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x + (self.a + self.b) + (self.c + self.d).sum()
-
-    scene = Scene(("STABILIZE",))
-    sums = Sums()
-    scene.model[1] = nn.Sequential(nn.Tanh(), sums)
-    scene.manager.add_parameters(
-        "host.1", {f"1.1.{name}": parameter for name, parameter in sums.named_parameters()}
-    )
-    shares = mixed(12, 1)
-    by_task, weights = scene.by_task(batch(), shares), scene.weights()
-    rows = [flat(each, shared(scene)) for each in by_task]
-    generator = torch.Generator().manual_seed(mix(3, Domain.AGGREGATION, 1, POSITION))
-    expected = sum(w * g for w, g in zip(weights, paper(rows, orders(2, generator)), strict=True))
-    scene.garden.says = shares
-    scene.step(batch(), POSITION, 1)
-    found = {name: g.double() for name, g in scene.gradients().items()}
-    torch.testing.assert_close(flat(found, shared(scene)), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_a_parameter_may_be_frozen_between_two_steps() -> None:
-    scene = Scene(("STABILIZE",))
-    scene.step(batch(), 0, 1)
-    before = scene.model[0].weight.requires_grad_(False).clone()
-    scene.step(batch(), 1, 1)
-    assert torch.equal(scene.model[0].weight, before)
-
-
-def test_sparse_gradients_are_an_error_of_one_line() -> None:
-    class Embeds(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Embedding(3, 4, sparse=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = x + self.table(torch.arange(len(x)) % 3)
-            return found
-
-    scene = Scene(("STABILIZE",))
-    embeds: Any = Embeds()
-    scene.model[0] = nn.Sequential(embeds, scene.model[0])
-    scene.manager.add_parameters("host.1", {"0.0.table.weight": embeds.table.weight})
-    with pytest.raises(JobError, match="a gradient is sparse"):
-        scene.step(batch(), 0, 1)
-
-
 def test_losses_of_several_dimensions_are_each_samples_mean() -> None:
     def per_class(model: nn.Module, batch: Any) -> Tensor:
         return sample_losses(model, batch).unsqueeze(1) * torch.tensor([0.5, 1.5])
@@ -396,26 +283,3 @@ def test_losses_of_several_dimensions_are_each_samples_mean() -> None:
         scene.step(batch(), 0, 1)
     for name, parameter in one.parameters().items():
         torch.testing.assert_close(parameter, other.parameters()[name])
-
-
-def test_the_registry_decides_and_the_optimizer_manager_is_asked_anew() -> None:
-    scene = Scene(("STABILIZE",))
-    scene.step(batch(), 0, 1)
-    assert [r.task for r in scene.tasks.watch.readings()] == ["host", "a"]
-    scene.grow("b", "5", "STABILIZE")
-    scene.step(batch(), 1, 1)
-    assert [r.task for r in scene.tasks.watch.readings()] == ["host", "a", "b"]
-    for name in scene.garden.registry.of("b"):
-        assert name in scene.gradients()
-    scene.do("CULL", "a")
-    scene.manager.remove_group("seed:a")
-    scene.step(batch(), 2, 1)
-    assert [r.task for r in scene.tasks.watch.readings()] == ["host", "b"]
-
-
-def test_a_manager_of_another_optimizer_is_no_hindrance() -> None:
-    scene = Scene(optimizer=lambda p: torch.optim.AdamW(p, lr=0.01))
-    for position in range(3):
-        scene.step(batch(position), position, 1)
-    assert isinstance(scene.manager, OptimizerManager)
-    assert all(torch.isfinite(p).all() for p in scene.model.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from tolaria_bus.leyline import SystemStatePacket
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.boundary import Boundary
 from tolaria_bus.tolaria.control.handshake import Handshake
@@ -25,7 +26,7 @@ class EpochEnd:
     Args:
         run: The run's id.
         job: The job's name.
-        settings: How often a checkpoint is made.
+        settings: How often a checkpoint is made, and how many batches make a step.
         steering: Has the state, its health, its fence.
         validating: Measures the model.
         observations: What becomes of commands' effects.
@@ -75,7 +76,7 @@ class EpochEnd:
             validate=self._validate,
             accept=steering.health.check_accuracy,
             describe=handshake.describe,
-            ask=handshake.ask,
+            ask=self._ask,
             adapt=self._adapt,
             check=steering.check_parts,
             judge=steering.guards.judge_boundary,
@@ -103,6 +104,12 @@ class EpochEnd:
         measured = self._validating.whole()
         self._clock.enter(before)
         return measured
+
+    def _ask(self, packet: SystemStatePacket) -> bool:
+        self._clock.enter(phases.TAMIYO)
+        waited = self._handshake.ask(packet)
+        self._clock.enter(phases.BOUNDARY)
+        return waited
 
     def _adapt(self, epoch: int) -> float:
         """Open the fence; seconds of it that aren't the boundary's own."""

@@ -207,14 +207,18 @@ class Fence:
     def _stop_for_halts(self) -> None:
         """A HALT that waits for the journal stops the run all the same, and is done when it can."""
         for delivery in self._waiting:
-            if is_halt(delivery.command):
-                self._run.emergencies.stand(delivery.command)
+            command = delivery.command
+            if not is_halt(command) or self._identity(delivery) is not Identity.NEW:
+                continue
+            try:
+                self._check_superseded(delivery)
+            except CommandRefused:
+                continue
+            self._run.emergencies.stand(command)
 
     def _receive(self, delivery: Delivery, epoch_ended: int | None) -> None:
         command = delivery.command
-        known = self._ledger.identify(
-            command.command_id, delivery.digest, delivery.origin, resent=delivery.resent
-        )
+        known = self._identity(delivery)
         if known is Identity.UNFINISHED:
             return  # Its RESULT waits for the journal, and its outcome with it.
         if known is not Identity.NEW:
@@ -228,13 +232,7 @@ class Fence:
             self._unwanted.append((delivery, CommandRefused(*unwanted)))
             return
         try:
-            refuse_superseded(
-                command,
-                delivery.entry_id,
-                resumed_at=self._ledger.resumed_at,
-                halted_at=self._ledger.halted_at,
-                halted=self._run.state.mode.halted,
-            )
+            self._check_superseded(delivery)
             self._check_deadline(command)
             due = due_fence(command, self._run.state, epoch_ended)
             if due is not None:
@@ -260,6 +258,23 @@ class Fence:
             outcome = self._outcomes.refused(delivery.command, refusal)
             outcome.stream, outcome.entry_id = delivery.stream, delivery.entry_id
             self._outbound.outcome(outcome, delivery)
+
+    def _identity(self, delivery: Delivery) -> Identity:
+        return self._ledger.identify(
+            delivery.command.command_id,
+            delivery.digest,
+            delivery.origin,
+            resent=delivery.resent,
+        )
+
+    def _check_superseded(self, delivery: Delivery) -> None:
+        refuse_superseded(
+            delivery.command,
+            delivery.entry_id,
+            resumed_at=self._ledger.resumed_at,
+            halted_at=self._ledger.halted_at,
+            halted=self._run.state.mode.halted,
+        )
 
     def _check_deadline(self, command: AdaptationCommand) -> None:
         if not command.execution_deadline_ms:

@@ -33,6 +33,7 @@ TELEMETRY: Final = "telemetry"
 SNAPSHOT: Final = "snapshot"
 CHECKPOINT: Final = "checkpoint"
 VALIDATION: Final = "validation"
+TAMIYO: Final = "tamiyo"
 BOUNDARY: Final = "boundary"
 
 PHASES: Final = {
@@ -51,6 +52,7 @@ PHASES: Final = {
     SNAPSHOT: "the copy of the state in memory",
     CHECKPOINT: "the copy of the state that is then written",
     VALIDATION: "the held-out data",
+    TAMIYO: "asking Tamiyo; in blocking mode, the wait for its answer",
     BOUNDARY: "the rest of an epoch's end",
 }
 """Every phase, in the order of a table, and what it is."""

@@ -133,7 +133,9 @@ def find(text: str) -> Handler | None:
             "bit for bit"
         )
     if name not in known:
-        raise UnknownHandler(f"there are {', '.join([NONE, PCGRAD, *sorted(known)])}")
+        raise UnknownHandler(
+            f"there are {', '.join([NONE, PCGRAD, *sorted(known.keys() - {PCGRAD})])}"
+        )
     try:
         made = known[name](**_arguments(given))
     except (ImportError, TypeError, ValueError) as error:
