@@ -94,7 +94,7 @@ class Keeper:
                     return
                 pid = process.pid
                 end = await self._see_through(process, view)
-                if self._moved(end):
+                if self._moved(end) or self._another_has_it(end, view, pid):
                     continue
                 if self._is_over(end) or not await self._wait_for_restart(end, pid):
                     return
@@ -142,6 +142,18 @@ class Keeper:
             pid=identity.pid,
         )
         return process
+
+    def _another_has_it(self, end: End, view: SignalView, pid: int) -> bool:
+        """Did it only fail because the run was taken meanwhile?
+
+        So it is with the worker that a killed Weatherlight had just started: it shows itself in the
+        block only once it has imported everything. Nobody has to know more than that it is adopted.
+        """
+        if end.state is not WorkerState.FAILED:
+            return False
+        view.refresh()
+        identity = view.identity
+        return identity is not None and identity.pid != pid and identity.lives()
 
     async def _start(self) -> WorkerProcess | None:
         """Start a process; ``None`` if it isn't wanted any more, or can't be."""
