@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,12 +12,20 @@ from redis.asyncio import Redis
 
 from tests.cli.answering import worker
 from tests.cli.conftest import Call
+from tolaria_bus.cli import check_machine, check_server
 from tolaria_bus.cli.check_machine import filesystem, run_folder
 from tolaria_bus.cli.check_server import server, trust
 from tolaria_bus.cli.finding import Finding, Mark, bad, exit_code, good, line, note
 from tolaria_bus.settings import load
 
 KEY = "k1:" + base64.b64encode(b"s" * 32).decode()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast this machine's disk and server are is no matter of these tests."""
+    monkeypatch.setattr(check_machine, "_SLOW_SYNC_MS", math.inf)
+    monkeypatch.setattr(check_server, "_SLOW_MS", math.inf)
 
 
 def by_subject(findings: list[Finding]) -> dict[str, Finding]:
