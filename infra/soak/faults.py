@@ -89,6 +89,8 @@ class Faults:
         """A deadlock in the user's loss."""
         run = self._chance.choice(KILLABLE)
         pid = self._house.worker(run)
+        if not pid:
+            return f"{run} has no worker"
         if not self._trip(run, HANG):
             return f"{run} doesn't get to it"
         self._causes.expect("worker_hung", run, grace=HANG_SECONDS, pid=pid, cause="training")
@@ -101,6 +103,8 @@ class Faults:
         """The user's loss raises."""
         run = self._chance.choice(KILLABLE)
         pid = self._house.worker(run)
+        if not pid:
+            return f"{run} has no worker"
         expected = [
             self._causes.expect("training_failed", run),
             self._causes.expect("worker_died", run, pid=pid),

@@ -409,3 +409,25 @@ def test_a_halt_with_a_bad_loss_saves_the_last_state_that_is_known_to_be_good(ma
     run.outbound = Stops()
     run.train()
     assert run.outcome("h").details["checkpoint"].startswith("step-00000028-t1-")
+
+
+BREAKER = """{"commandId": "open", "commandType": "CIRCUIT_BREAKER",
+    "circuitBreaker": {"breaker": "optimizer", "desiredState": "OPEN", "rationale": "a drill"}}"""
+
+
+def test_a_way_over_an_earlier_rollback_decides_and_tells_nothing_again(make_run) -> None:
+    """Journaled twice, on a timeline that is left, it is what no later recovery gets past."""
+    run = make_run(snapshot_memory_mb=0)
+    run.send((BACK % '{"target_step": 18}').replace('"back"', '"first"'), at_step=20)
+    run.send(BREAKER, at_step=24)
+    # From the checkpoint before the first one, over its cut and the breaker, to step 27.
+    run.send((BACK % '{"target_step": 27}').replace('"back"', '"second"'), at_step=30)
+    run.send((BACK % '{"target_step": 26}').replace('"back"', '"third"'), at_step=29)
+    ended = run.train()
+    assert ended.timeline == 4
+    decided = [item for item in read_records(run.path) if item.HasField("decision")]
+    assert [item.decision.kind for item in decided].count("breaker") == 1
+    assert run.events().count("breaker") == 1
+    # Each of them is told when it is there, not when another one's cut is passed.
+    assert [name for name in spans(run) if name == "tolaria.rollback"] == ["tolaria.rollback"] * 3
+    assert {item.cut.tier for item in cuts(run)} == {"full"}

@@ -114,6 +114,7 @@ class Steering:
         self._deadline = deadline
         self._wall_ns = wall_ns
         self._way: Way | None = None
+        self._way_to = 0  # The timeline that it leads to.
 
     def stop(self, reason: str) -> None:
         """End the run at this fence; the first reason stays."""
@@ -230,7 +231,7 @@ class Steering:
         way.enters("restore")
         records = self._rollback.restore(source, cut)
         way.enters("replay" if source.tier == FULL else "resume")
-        self._way = way
+        self._way, self._way_to = way, cut.timeline
         self.fence.rewind(records, source.sequence)
         self.fence.recovering.tell_undone(cut)
         self._mark_checkpoints()
@@ -238,7 +239,10 @@ class Steering:
 
     def apply_cut(self, cut: TimelineCut, timeline: int) -> None:
         """Apply a journaled rollback to the state that it went to."""
-        way, self._way = self._way, None
+        way = None
+        # On the way from a checkpoint there may be the cuts of earlier rollbacks.
+        if timeline == self._way_to:
+            way, self._way = self._way, None
         if way is not None and cut.tier == FULL:
             way.enters("resume")
         self._rollback.apply(cut, timeline)
