@@ -20,7 +20,7 @@ from infra.soak.injector import Injector
 from infra.soak.moments import Moments
 from infra.soak.operator import Operator
 from infra.soak.post import Post
-from infra.soak.readers import Readers
+from infra.soak.readers import STREAMS, Readers
 from infra.soak.report import longest_lives, memory
 from infra.soak.verdict import Invariants
 from infra.soak.watch import Watch
@@ -143,7 +143,12 @@ def _come_to_rest(
 
 
 def _leave(house: House, invariants: Invariants) -> None:
-    for name in ("weatherlight", "tamiyo"):
+    for name in ("tamiyo", "weatherlight"):
+        if name == "weatherlight":
+            # Tamiyo's last answers too: what a worker has not come to waits for its next start.
+            wait_for(
+                lambda: not any(house.client.xlen(STREAMS.control(run)) for run in RUNS), LEAVE
+            )
         code = house.stop(name, LEAVE)
         if code != 0:
             how = "had to be killed" if code is None else f"ended with {code}"
