@@ -13,17 +13,18 @@ from tolaria_bus.tolaria.recovery.journal import read_records
 
 
 class Hungry(Moons):
-    """Finds no memory in its 23rd step, once."""
+    """Finds no memory in a step of a process, once: its 23rd."""
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, at: int = 23) -> None:
         super().__init__()
         self.error: BaseException | None = error
+        self.at = at
         self.calls = 0
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         loss: Tensor = super().loss(model, batch)
         self.calls += model.training
-        if self.calls == 23 and self.error is not None:
+        if self.calls == self.at and self.error is not None:
             error, self.error = self.error, None
             raise error
         return loss
@@ -44,3 +45,17 @@ def test_a_run_without_memory_says_so_and_ends_with_the_bits_of_one_that_had_som
     summary = make_run().train()
     assert summary.weights_sha256 == make_run("whole").train().weights_sha256
     assert sum(record.HasField("started") for record in read_records(run.path)) == 2
+
+
+def test_one_that_fails_while_it_makes_steps_again_says_so_as_loudly(make_run) -> None:
+    run = make_run(job=Hungry(MemoryError("no memory")))
+    run.send('{"commandId": "a", "commandType": "CONTINUE"}', at_step=22)
+    with pytest.raises(Exception, match="memory"):
+        run.train()
+    # From the checkpoint of the epoch's end, step 16, on; the command is yet to be done again.
+    again = make_run(job=Hungry(MemoryError("none yet"), at=3))
+    with pytest.raises(Exception, match="none yet"):
+        again.train()
+    (alert,) = again.outbound.alerts()
+    assert alert.events[0].event_id == "training_failed"
+    assert "none yet" in alert.events[0].description

@@ -264,6 +264,8 @@ class Trainer:
                     checkpoints.save_later()
             return self._finish(started)
         except Exception as error:
+            # Also while steps are run again: this has not been told before.
+            self._telemetry.replaying = False
             self._telemetry.alert(
                 "training_failed",
                 f"{type(error).__name__}: {error}",
