@@ -45,13 +45,18 @@ class Length:
         return state.data.position >= self.positions
 
 
+def steps_per_epoch(settings: Settings, batches_per_epoch: int) -> int:
+    """Optimizer steps of an epoch: the last one may have fewer batches to accumulate."""
+    return -(-batches_per_epoch // settings.accumulate)
+
+
 def plan_length(job: Job, settings: Settings, batches_per_epoch: int) -> Length:
     """The run's length: ``--steps``, else ``--epochs``, else the job's epochs."""
-    steps_per_epoch = -(-batches_per_epoch // settings.accumulate)
+    per_epoch = steps_per_epoch(settings, batches_per_epoch)
     if settings.steps is not None:
-        return Length(settings.steps, -(-settings.steps // steps_per_epoch), None)
+        return Length(settings.steps, -(-settings.steps // per_epoch), None)
     epochs = settings.epochs or job.epochs
-    return Length(epochs * steps_per_epoch, epochs, epochs * batches_per_epoch)
+    return Length(epochs * per_epoch, epochs, epochs * batches_per_epoch)
 
 
 def step_options(settings: Settings) -> StepOptions:
@@ -182,7 +187,7 @@ def fresh_state(
             optimizer,
             job.schedule,
             total_steps=length.steps,
-            steps_per_epoch=-(-data.steps_per_epoch // settings.accumulate),
+            steps_per_epoch=steps_per_epoch(settings, data.steps_per_epoch),
             new_group_warmup_steps=settings.new_parameter_warmup_steps,
         ),
         kasmina=make_kasmina(job, model),

@@ -18,6 +18,7 @@ from tolaria_bus.tolaria.control.validating import Validating
 from tolaria_bus.tolaria.engine import phases
 from tolaria_bus.tolaria.engine.phases import PhaseClock
 from tolaria_bus.tolaria.engine.validation import Validation
+from tolaria_bus.tolaria.start import steps_per_epoch
 
 
 class EpochEnd:
@@ -71,7 +72,7 @@ class EpochEnd:
             job,
             steering.state,
             validating.device,
-            steps_per_epoch=-(-steering.state.data.steps_per_epoch // settings.accumulate),
+            steps_per_epoch=steps_per_epoch(settings, steering.state.data.steps_per_epoch),
             telemetry=telemetry,
             validate=self._validate,
             accept=steering.health.check_accuracy,
