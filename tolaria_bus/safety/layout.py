@@ -84,6 +84,14 @@ class Phase(IntEnum):
     """Waiting until a checkpoint is on disk."""
 
 
+def may_take_as_a_start(phase: Phase, *, made_a_step: bool) -> bool:
+    """May training get no further for as long as a start may take, and not hang?
+
+    While it loads, while it waits for the disk, and until its first step is made.
+    """
+    return phase in (Phase.LOADING, Phase.SAVING) or not made_a_step
+
+
 class WorkerState(IntEnum):
     """How a worker is, or how it ended."""
 

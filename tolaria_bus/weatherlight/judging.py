@@ -17,7 +17,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import Final
 
-from tolaria_bus.safety import Phase, WorkerState
+from tolaria_bus.safety import Phase, WorkerState, may_take_as_a_start
 
 LONGEST_GAP: Final = 1.0
 """Seconds between two looks that are believed; of a longer gap so much counts."""
@@ -119,9 +119,9 @@ class Judge:
     def limit(self) -> float:
         """Seconds after which the worker counts as hanging, as it is now."""
         last = self._last
-        if last is None or last.state is WorkerState.STARTING or not last.made_a_step:
+        if last is None or last.state is WorkerState.STARTING:
             return max(self._start, self._hang)
-        if last.phase in (Phase.LOADING, Phase.SAVING):
+        if may_take_as_a_start(last.phase, made_a_step=last.made_a_step):
             return max(self._start, self._hang)
         return max(self._hang, _USUAL * self.step_seconds)
 

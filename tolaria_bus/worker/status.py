@@ -6,13 +6,11 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from tolaria_bus.safety import Phase, Signals
+from tolaria_bus.safety import Signals, may_take_as_a_start
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.summary import Progress
-
-_SLOW_PHASES: Final = frozenset({Phase.LOADING, Phase.SAVING})
 
 
 def brief(
@@ -72,9 +70,9 @@ def whole(
     quiet = limit = None
     if signals is not None:
         quiet, phase, made_a_step = signals.training()
-        slow = phase in _SLOW_PHASES or not made_a_step
-        limit = max(settings.start_seconds, settings.hang_seconds) if slow else None
-        limit = limit or settings.hang_seconds
+        limit = settings.hang_seconds
+        if may_take_as_a_start(phase, made_a_step=made_a_step):
+            limit = max(settings.start_seconds, limit)
     return {
         **brief,
         **standing,
