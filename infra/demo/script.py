@@ -18,7 +18,7 @@ from .watch import Watch, event_of
 
 ACCURACY = 0.97
 """Held-out digits named right, at the end."""
-ALERTS = ("loss_spike", "loss_not_finite")
+ALERTS = ("loss_spike", "loss_not_finite", "accuracy_collapsed")
 APPLIED = re.compile(r"\bAPPLIED\b.* step (\d+)")
 SLIP = 50.0
 """A learning rate that no training survives."""
