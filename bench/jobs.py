@@ -1,4 +1,4 @@
-"""Two jobs of a known size, which also keep the time.
+"""Jobs of a known size, which also keep the time.
 
 They note the clock at two of their own steps. So the bare loop and the trainer are timed by the
 same few instructions, in the user's code, and neither start nor end of a run counts.
@@ -89,8 +89,28 @@ class Tiny(TimedJob):
     timed = 3000
 
 
+class Small(TimedJob):
+    """67 thousand parameters, steps of about 1 ms on one or two cores."""
+
+    name = "bench_small"
+    batch_size = 128
+    width = 128
+    hidden = (256, 128)
+    timed = 1500
+
+
+class Medium(TimedJob):
+    """1.5 million parameters, steps of about 10 ms."""
+
+    name = "bench_medium"
+    batch_size = 128
+    width = 640
+    hidden = (1024, 768)
+    timed = 150
+
+
 class Large(TimedJob):
-    """5 million parameters, steps of tens of milliseconds."""
+    """4.6 million parameters, steps of tens of milliseconds."""
 
     name = "bench_large"
     batch_size = 128

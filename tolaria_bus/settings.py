@@ -171,7 +171,7 @@ class Settings(BaseSettings):
         15.0, gt=1.0, le=1e6, description="A loss over so many times its running mean is bad."
     )
     snapshot_every_steps: int | None = Field(
-        50, ge=1, le=2**53, description="Steps between two states kept in memory to go back to."
+        100, ge=1, le=2**53, description="Steps between two states kept in memory to go back to."
     )
     snapshot_at_epochs: bool = Field(True, description="Also one at the end of each epoch.")
     snapshot_keep: int = Field(3, ge=1, le=1000, description="States kept in memory.")

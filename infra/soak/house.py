@@ -39,7 +39,6 @@ loss_spike_factor = 1000000
 accuracy_collapse_factor = 0
 # The machine may be slow: that is no cause for conservative mode.
 boundary_ms = 5000
-snapshot_every_steps = 100
 checkpoint_every_epochs = 20
 telemetry_stream_length = 5000
 """

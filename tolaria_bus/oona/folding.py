@@ -78,6 +78,10 @@ class Folding(Generic[Held]):
         self._seconds = window.total_seconds()
         self._windows: dict[Hashable, _Window[Held]] = {}
 
+    def __len__(self) -> int:
+        """How many kinds are watched."""
+        return len(self._windows)
+
     def repeats(self, kind: Hashable, now: float) -> int:
         """Count an alert. 0: it is the first, send it. n: it is the nth repeat, hold it back.
 

@@ -62,6 +62,7 @@ class Outbox:
         emergency: The lane of the emergency stream.
         bulk: The lane of all others.
         spooled: Rings when something was added to the spool.
+        alerted: Rings at an alert whose repeats are folded.
         depth: Packets put and not yet delivered, those being sent among them.
         shed: How many were refused, by priority.
         by_stream: What was done for each stream.
@@ -88,6 +89,7 @@ class Outbox:
         self.emergency = Lane(monotonic)
         self.bulk = Lane(monotonic)
         self.spooled = Bell()
+        self.alerted = Bell()
         self.depth = 0
         self.shed: dict[MessagePriority.ValueType, int] = {}
         self.by_stream: dict[str, StreamCounts] = defaultdict(StreamCounts)
@@ -163,6 +165,11 @@ class Outbox:
         lane.bell.ring()
         return True
 
+    @property
+    def folding(self) -> bool:
+        """Is there an alert whose repeats are being folded?"""
+        return bool(self._folding)
+
     def release_folded(self, *, everything: bool = False) -> None:
         """Queue what stands for repeated alerts whose windows have ended, or for all of them."""
         with self._lock:
@@ -232,6 +239,7 @@ class Outbox:
         if kind is None or not isinstance(message, TelemetryPacket):
             return False
         repeats = self._folding.repeats(kind, self._monotonic())
+        self.alerted.ring()
         if repeats == 0:
             return False
         self.by_stream[packet.stream].folded += 1

@@ -265,9 +265,11 @@ class Publisher:
                 self._on_fenced(report.holder)
 
     async def _release_folded(self) -> None:
-        while True:
-            await anyio.sleep(_FOLD_TICK)
-            self._outbox.release_folded()
+        with Sleeper(self._outbox.alerted) as sleeper:
+            while True:
+                await sleeper.sleep_unless(lambda: self._outbox.folding)
+                await anyio.sleep(_FOLD_TICK)
+                self._outbox.release_folded()
 
     async def _watch(self) -> None:
         """Tell what the outbox could not take, every few seconds in which there was some."""

@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from tolaria_bus.leyline import EmergencySignal
 from tolaria_bus.leyline.codec import encode
+from tolaria_bus.safety import waking
 from tolaria_bus.safety.signals import Signals
 from tolaria_bus.safety.watching import LeftSignal, SignalView
 
@@ -41,11 +42,13 @@ def pass_on(folder: Path, signal: EmergencySignal) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         signals = Signals.create(folder, NAME)
         try:
-            return signals.emergency(encode(signal))
+            left = signals.emergency(encode(signal))
         finally:
             signals.close()
     finally:
         os.close(lock)
+    waking.ring(folder)
+    return left
 
 
 def fresh(left: LeftSignal, signal: EmergencySignal, *, monotonic_ns: int, wall_ns: int) -> bool:

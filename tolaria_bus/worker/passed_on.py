@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 import anyio
 from google.protobuf.message import DecodeError
 
+from tolaria_bus.safety import waking
 from tolaria_bus.safety.emergency_signal import UnusableSignal
 from tolaria_bus.safety.passing import PassedOn
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.worker.bridge import passed_delivery
 
-LOOK_SECONDS: Final = 0.02
-"""A HALT has 100 ms from its cause to the trainer; the supervisor needs as long for its look."""
+LOOK_SECONDS: Final = 0.25
+"""Between two looks where a bell says when to look; for those who can't ring it."""
+BLIND_LOOK_SECONDS: Final = 0.02
+"""Where there is no bell. A HALT has 100 ms from its cause to the trainer, the supervisor's look
+among them."""
 
 
 async def obey_passed_on(
@@ -34,7 +40,11 @@ async def obey_passed_on(
         mailbox: Where commands go.
         on_event: Told ``signal_refused``.
     """
-    with PassedOn(folder) as inbox:
+    with ExitStack() as stack:
+        inbox = stack.enter_context(PassedOn(folder))
+        bell = waking.listen(folder)
+        if bell is not None:
+            stack.enter_context(bell)
         while True:
             try:
                 for signal in inbox.take():
@@ -44,4 +54,13 @@ async def obey_passed_on(
             except (DecodeError, UnusableSignal) as error:
                 detail = {"stream": folder.name, "reason": "malformed", "detail": str(error)}
                 on_event("signal_refused", detail)
-            await anyio.sleep(LOOK_SECONDS)
+            await _next_look(bell)
+
+
+async def _next_look(bell: socket.socket | None) -> None:
+    if bell is None:
+        await anyio.sleep(BLIND_LOOK_SECONDS)
+        return
+    with anyio.move_on_after(LOOK_SECONDS):
+        await anyio.wait_readable(bell)
+    waking.heard(bell)

@@ -30,7 +30,7 @@ from tolaria_bus.safety.endpoint import Endpoint
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.engine.job import Job, load_job
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
-from tolaria_bus.tolaria.summary import RunSummary
+from tolaria_bus.tolaria.summary import Progress, RunSummary
 from tolaria_bus.tolaria.trainer import Trainer
 from tolaria_bus.worker.bus import Bus
 from tolaria_bus.worker.heartbeat import end, heartbeat, keep_beating
@@ -163,7 +163,8 @@ async def _serve(prepared: _Prepared) -> RunSummary:
             await tasks.start(watch_signals, drain, leave)
             tasks.start_soon(keep_beating, prepared.signals, trainer)
             tasks.start_soon(obey_passed_on, prepared.folder.path, prepared.run, mailbox, bus.tell)
-            tasks.start_soon(_show, prepared, trainer)
+            if prepared.spec.progress is not None:
+                tasks.start_soon(_show, prepared.spec.progress, trainer)
             tasks.start_soon(_beat, trainer, bus)
             thread.start()
             try:
@@ -197,11 +198,11 @@ async def _leave_late(
     leave()
 
 
-async def _show(prepared: _Prepared, trainer: list[Trainer]) -> None:
+async def _show(progress: Callable[[Progress], None], trainer: list[Trainer]) -> None:
     """Show the caller where the run is."""
     while True:
-        if trainer and prepared.spec.progress is not None:
-            prepared.spec.progress(trainer[0].progress)
+        if trainer:
+            progress(trainer[0].progress)
         await anyio.sleep(PROGRESS_SECONDS)
 
 

@@ -2,10 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +22,7 @@ class Verdict(StrEnum):
     SPIKE = "spike"
 
 
-@dataclass(frozen=True, slots=True)
-class LossReading:
+class LossReading(NamedTuple):
     """The loss of one step, the mean of the finite ones before it (0: there is none), a verdict."""
 
     step: int

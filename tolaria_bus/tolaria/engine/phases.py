@@ -1,8 +1,8 @@
 """Where the time of training goes: how long each phase takes, always, on the training thread.
 
 A run is in exactly one phase at a time; entering one ends the one before, so that the phases' times
-add up to the whole. Entering costs one look at the monotonic clock and an append; values are
-sorted into histograms when somebody wants to publish them. Nothing waits for the device: on CUDA a
+add up to the whole. Entering costs one look at the monotonic clock and two appends; they are sorted
+into histograms when somebody wants to publish them. Nothing waits for the device: on CUDA a
 phase's time here is what queueing its work took, and what the device took is ``device_clock``'s.
 
 The histogram's buckets are those of HDR histograms (http://hdrhistogram.org): four to each power of
@@ -59,7 +59,8 @@ PHASES: Final = {
 
 _PER_OCTAVE: Final = 4
 _FOLD_AT: Final = 4096
-"""Values of a phase that are kept unsorted at most: 32 kB."""
+"""Values that are kept unsorted at most: 32 kB of the array, a quarter of a megabyte of the lists."""
+_PLACES: Final = {phase: place for place, phase in enumerate(("", *PHASES))}
 
 
 class Times:
@@ -86,14 +87,17 @@ class Times:
 
     def fold(self) -> None:
         """Sort what was added into the buckets."""
-        if not self._raw:
-            return
-        values = np.maximum(np.frombuffer(self._raw, dtype=np.int64), 0)
+        raw, self._raw = self._raw, array("q")
+        if raw:
+            self.add_all(np.frombuffer(raw, dtype=np.int64))
+
+    def add_all(self, nanoseconds: np.ndarray) -> None:
+        """Sort these into the buckets: int64, at least one."""
+        values = np.maximum(nanoseconds, 0)
         self.count += len(values)
         self.total_ns += int(values.sum())
         self.longest_ns = max(self.longest_ns, int(values.max()))
         self._buckets += np.bincount(bucket(values), minlength=len(self._buckets))
-        self._raw = array("q")
 
     def buckets(self) -> Iterator[tuple[int, int]]:
         """Upper end in nanoseconds and count of each bucket that holds something, rising."""
@@ -127,27 +131,48 @@ class PhaseClock:
         monotonic_ns: The clock.
 
     Attributes:
-        times: By phase.
         listeners: Told of each phase as it begins.
     """
 
     def __init__(self, monotonic_ns: Callable[[], int] = time.perf_counter_ns) -> None:
-        self.times = {phase: Times() for phase in PHASES}
         self.listeners: tuple[Callable[[str], None], ...] = ()
+        self._times = {phase: Times() for phase in PHASES}
         self._monotonic_ns = monotonic_ns
         self._phase = ""
-        self._since = 0
+        # Two lists of what is there already, and no object for each: nothing for the collector.
+        self._entered: list[str] = []
+        self._stamps: list[int] = []
 
     def enter(self, phase: str) -> str:
         """Begin a phase, which ends the one before, and return that one's name."""
-        before, now = self._phase, self._monotonic_ns()
-        if before:
-            self.times[before].add(now - self._since)
-        self._phase, self._since = phase, now
-        for listener in self.listeners:
-            listener(phase)
+        stamps, before = self._stamps, self._phase
+        self._phase = phase
+        stamps.append(self._monotonic_ns())
+        self._entered.append(phase)
+        if self.listeners:
+            for listener in self.listeners:
+                listener(phase)
+        if len(stamps) >= _FOLD_AT:
+            self._fold()
         return before
 
     def stop(self) -> None:
         """End the phase, and begin none."""
         self.enter("")
+
+    @property
+    def times(self) -> dict[str, Times]:
+        """The durations of all phases that have ended, by phase."""
+        self._fold()
+        return self._times
+
+    def _fold(self) -> None:
+        entered, stamps = self._entered, self._stamps
+        durations = np.diff(np.array(stamps, dtype=np.int64))
+        places = np.array([_PLACES[phase] for phase in entered[:-1]], dtype=np.int64)
+        for phase, times in self._times.items():
+            values = durations[places == _PLACES[phase]]
+            if len(values):
+                times.add_all(values)
+        # The phase that goes on.
+        del entered[:-1], stamps[:-1]

@@ -299,7 +299,7 @@ def _generators() -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {
         "random.torch": torch.get_rng_state(),
         "random.numpy": torch.from_numpy(np.asarray(keys, dtype=np.uint32).view(np.int32)),
-        "random.python": torch.tensor(words, dtype=torch.int64),
+        "random.python": torch.from_numpy(np.array(words, dtype=np.int64)),
     }
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     for index in range(torch.cuda.device_count() if in_use else 0):
