@@ -263,6 +263,62 @@ def test_a_resume_that_was_sent_before_a_halt_does_not_end_it(make_run) -> None:
     assert answers(run)["r"] == ("APPLIED", "ok")
 
 
+class ResumesAfterHalt(RecordingOutbound):
+    """Sends a RESUME with each of these ids in turn, the first once the run has halted itself."""
+
+    def __init__(self, run: Run, *entries: str) -> None:
+        super().__init__()
+        self.run, self.entries = run, list(entries)
+
+    def emergency(self, signal: EmergencySignal) -> None:
+        super().emergency(signal)
+        if signal.level == HALT:
+            self.resume()
+
+    def outcome(self, outcome: Any, delivery: Any) -> None:
+        super().outcome(outcome, delivery)
+        self.resume()
+
+    def resume(self) -> None:
+        if self.entries:
+            entry = self.entries.pop(0)
+            self.run.send(RESUME.replace('"r"', f'"{entry}"'), entry=entry)
+        else:
+            self.run.mailbox.request_stop("signal")
+
+
+def test_a_resume_that_was_on_its_way_when_the_run_halted_itself_does_not_end_that_halt(
+    make_run,
+) -> None:
+    options: dict[str, Any] = {"rollback_limit": 2, "snapshot_every_steps": 8}
+    run = make_run(job=AlwaysBad(), **options)
+    run.mailbox.server_ms = lambda: 500
+    run.outbound = ResumesAfterHalt(run, "499-7")
+    assert run.train().mode == "halted"
+    assert answers(run)["499-7"] == ("REJECTED", "superseded")
+    assert "before the run halted itself" in run.outcome("499-7").reason
+    again = make_run(job=Moons(), **options)
+    again.mailbox.server_ms = lambda: 900
+    again.outbound = ResumesAfterHalt(again, "500-0")
+    again.send(RESUME.replace('"r"', '"late"'), entry="499-9")
+    assert again.train().mode == "conservative"
+    assert answers(again) == {"late": ("REJECTED", "superseded"), "500-0": ("APPLIED", "ok")}
+
+
+def test_a_run_that_halted_itself_can_be_resumed_though_the_servers_clock_was_set_back(
+    make_run,
+) -> None:
+    options: dict[str, Any] = {"rollback_limit": 2, "snapshot_every_steps": 8}
+    run = make_run(job=AlwaysBad(), **options)
+    run.mailbox.server_ms = lambda: 500
+    run.outbound = StopsAtHalt(run)
+    assert run.train().mode == "halted"
+    again = make_run(job=Moons(), **options)
+    again.mailbox.server_ms = lambda: 120
+    again.send(RESUME, entry="119-0")
+    assert again.train().stopped_by == "finished"
+
+
 def test_a_signal_that_comes_by_two_ways_is_obeyed_once(make_run) -> None:
     run = make_run()
     run.send(SIGNAL % ("s", "ELEVATED"), entry="7-0")

@@ -118,6 +118,7 @@ class Trainer:
             job=job.name,
             deadline=self._signals.deadline,
             saving=partial(self._signals.phase, Phase.SAVING),
+            server_ms=mailbox.server_ms,
         )
         validating = Validating(
             job,

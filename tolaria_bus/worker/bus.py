@@ -127,6 +127,7 @@ class Bus:
         self._consumers: list[Consumer] = []
         self._stack = AsyncExitStack()
         self._clock = ServerClock()
+        mailbox.server_ms = self._clock.past_ms
 
     async def __aenter__(self) -> Self:
         """Connect, take the lease, start reading and publishing.

@@ -71,18 +71,29 @@ def is_halt(command: AdaptationCommand) -> bool:
 
 
 def refuse_superseded(
-    command: AdaptationCommand, entry_id: str, *, resumed_at: str, halted_at: str, halted: bool
+    command: AdaptationCommand,
+    entry_id: str,
+    *,
+    resumed_at: str,
+    halted_at: str,
+    halted_itself_at: str,
+    now: str,
+    halted: bool,
 ) -> None:
     """Refuse an emergency that a later RESUME cancels, and a RESUME that a later HALT makes void.
 
     What is later is said by the entries' ids, which the server gives: streams are read side by
-    side, and the one that was sent first may come second.
+    side, and the one that was sent first may come second. A HALT of the run's own has no entry; its
+    time by the server's clock stands for it. Should that clock have been set back since, an id
+    says nothing any more, and a RESUME counts: nobody must be kept from freeing a run.
 
     Args:
         command: A new one.
         entry_id: Of its entry; empty if it has none, and then nothing is known.
         resumed_at: The highest id of a RESUME that was applied, or empty.
         halted_at: Likewise of a HALT.
+        halted_itself_at: The id that an entry would have had when the run last halted itself.
+        now: The id that one would have now; empty where there is no server.
         halted: The run is halted.
 
     Raises:
@@ -95,9 +106,17 @@ def refuse_superseded(
         raise CommandRefused(
             CANCELLED, f"entry {entry_id} is earlier than the RESUME of entry {resumed_at}"
         )
-    if kind == CommandType.COMMAND_RESUME and halted and order(entry_id) < order(halted_at):
+    if kind != CommandType.COMMAND_RESUME or not halted:
+        return
+    if order(entry_id) < order(halted_at):
         raise CommandRefused(
             SUPERSEDED,
             f"entry {entry_id} is earlier than the HALT of entry {halted_at}, which holds the run: "
             "send RESUME again",
+        )
+    if order(entry_id) < order(halted_itself_at) <= order(now):
+        raise CommandRefused(
+            SUPERSEDED,
+            f"entry {entry_id} was sent before the run halted itself, at {halted_itself_at} by the "
+            "server's clock: see why, then send RESUME again",
         )

@@ -34,6 +34,11 @@ from tolaria_bus.leyline import (
 ID_CONFLICT = "id_conflict"
 """Code of the outcome for an id that belongs to another command; it settles the entry only."""
 
+HALT = "halt"
+"""Kind of the decision by which a run halts itself."""
+HALTED_AT = "halted_at"
+"""Its value: when that was, as the id that the server would have given an entry."""
+
 _APPLIED = CommandStatus.COMMAND_STATUS_APPLIED
 _MAY_BE_SENT_AGAIN = frozenset(
     {CommandStatus.COMMAND_STATUS_REJECTED, CommandStatus.COMMAND_STATUS_EXPIRED}
@@ -98,6 +103,7 @@ class CommandLedger:
         environment: Of the newest start: what bitwise equality depends on.
         resumed_at: The highest id of an entry whose RESUME was applied; empty before the first.
         halted_at: Likewise of an entry that brought a HALT.
+        halted_itself_at: The id that an entry would have had when the run last halted itself.
     """
 
     def __init__(self, records: Iterable[JournalRecord] = ()) -> None:
@@ -106,6 +112,7 @@ class CommandLedger:
         self.environment: dict[str, str] = {}
         self.resumed_at = ""
         self.halted_at = ""
+        self.halted_itself_at = ""
         self._entries: dict[str, _Entry] = {}
         self._undone: dict[int, list[str]] = {}
         for record in records:
@@ -131,6 +138,9 @@ class CommandLedger:
                 self._undone[record.cut.from_timeline] = undone
                 for command_id in undone:
                     self._entries[command_id].rolled_back = True
+            case "decision" if record.decision.kind == HALT:
+                at = record.decision.values.get(HALTED_AT, "")
+                self.halted_itself_at = _later(self.halted_itself_at, at)
             case _:
                 pass  # Notes on the run, not on a command.
 
@@ -283,6 +293,11 @@ class CommandLedger:
             fields = outcome.details.fields
             if "level" in fields and fields["level"].string_value == "HALT":
                 self.halted_at = _later(self.halted_at, entry_id)
+
+
+def id_at(milliseconds: int | None) -> str:
+    """The first id of the server's millisecond; empty where there is no server."""
+    return "" if milliseconds is None else f"{milliseconds}-0"
 
 
 def order(entry_id: str) -> tuple[int, int]:
