@@ -101,6 +101,7 @@ class CommandLedger:
         last_timeline: The highest timeline number used, 0 before the first record.
         starts: Processes that began to work on the run; the next lease token is one more.
         environment: Of the newest start: what bitwise equality depends on.
+        planned: Of the newest start: how long the run is, in steps and in epochs; 0, 0: not known.
         resumed_at: The highest id of an entry whose RESUME was applied; empty before the first.
         halted_at: Likewise of an entry that brought a HALT.
         halted_itself_at: The id that an entry would have had when the run last halted itself.
@@ -110,6 +111,7 @@ class CommandLedger:
         self.last_timeline = 0
         self.starts = 0
         self.environment: dict[str, str] = {}
+        self.planned = (0, 0)
         self.resumed_at = ""
         self.halted_at = ""
         self.halted_itself_at = ""
@@ -125,6 +127,7 @@ class CommandLedger:
             case "started":
                 self.starts += 1
                 self.environment = dict(record.started.environment)
+                self.planned = record.started.planned_steps, record.started.planned_epochs
             case "intent":
                 self._note_intent(record.intent, record.sequence)
             case "attempt":
