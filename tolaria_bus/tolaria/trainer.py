@@ -17,7 +17,7 @@ from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.epoch_end import EpochEnd
 from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
-from tolaria_bus.tolaria.control.gradients import ToldGradients
+from tolaria_bus.tolaria.control.gradients import ToldGradients, gradient_metrics
 from tolaria_bus.tolaria.control.handshake import Handshake
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
@@ -181,6 +181,7 @@ class Trainer:
             observations=self._observations,
             handshake=handshake,
             seeds=self._seeds,
+            gradients=partial(gradient_metrics, self.state, tasks),
             profiling=self._profiling,
             clock=self._phases,
             telemetry=self._telemetry,
