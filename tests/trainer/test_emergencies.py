@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tests.trainer.lives import Poisoned, Power
-from tests.trainer.test_commands import GERMINATE, LR, RESUME
+from tests.trainer.test_commands import GERMINATE, LR, PAUSE, RESUME
 from tests.trainer.test_died_on_the_way import Died
 from tests.trainer.test_recovery import Explodes
 from tests.trainer.test_rollback import AlwaysBad
@@ -263,6 +263,39 @@ def test_a_resume_that_was_sent_before_a_halt_does_not_end_it(make_run) -> None:
     assert answers(run)["r"] == ("APPLIED", "ok")
 
 
+def test_a_pause_that_overtook_an_earlier_resume_holds_until_a_later_one(make_run) -> None:
+    run = make_run()
+
+    class Resumes(RecordingOutbound):
+        def outcome(self, outcome: Any, delivery: Any) -> None:
+            super().outcome(outcome, delivery)
+            if outcome.command_id == "r":
+                run.send(RESUME.replace('"r"', '"again"'), entry="502-0")
+
+    run.outbound = Resumes()
+    # Read together: a PAUSE doesn't wait behind a RESUME, and is the later word all the same.
+    run.send(RESUME, entry="500-0")
+    run.send(PAUSE, entry="501-0")
+    assert run.train().stopped_by == "finished"
+    assert [item.command_id for item in run.outbound.outcomes] == ["p", "r", "again"]
+    assert answers(run)["r"] == ("REJECTED", "superseded")
+    assert "the PAUSE of entry 501-0" in run.outcome("r").reason
+    assert answers(run)["again"] == ("APPLIED", "ok")
+
+
+def test_a_halt_is_obeyed_though_the_servers_clock_was_set_back_since_the_last_resume(
+    make_run,
+) -> None:
+    run = make_run(steps=5)
+    run.send(RESUME, entry="900000-0")
+    run.train()
+    again = make_run()
+    again.mailbox.server_ms = lambda: 100_000
+    again.outbound = StopsAtHalt(again)
+    again.send(SIGNAL % ("h", "HALT"), entry="100000-0")
+    assert again.train().mode == "halted"
+
+
 class ResumesAfterHalt(RecordingOutbound):
     """Sends a RESUME with each of these ids in turn, the first once the run has halted itself."""
 
@@ -296,7 +329,7 @@ def test_a_resume_that_was_on_its_way_when_the_run_halted_itself_does_not_end_th
     run.outbound = ResumesAfterHalt(run, "499-7")
     assert run.train().mode == "halted"
     assert answers(run)["499-7"] == ("REJECTED", "superseded")
-    assert "before the run halted itself" in run.outcome("499-7").reason
+    assert "of before the run halted itself" in run.outcome("499-7").reason
     again = make_run(job=Moons(), **options)
     again.mailbox.server_ms = lambda: 900
     again.outbound = ResumesAfterHalt(again, "500-0")
@@ -310,12 +343,12 @@ def test_a_run_that_halted_itself_can_be_resumed_though_the_servers_clock_was_se
 ) -> None:
     options: dict[str, Any] = {"rollback_limit": 2, "snapshot_every_steps": 8}
     run = make_run(job=AlwaysBad(), **options)
-    run.mailbox.server_ms = lambda: 500
+    run.mailbox.server_ms = lambda: 900_000
     run.outbound = StopsAtHalt(run)
     assert run.train().mode == "halted"
     again = make_run(job=Moons(), **options)
-    again.mailbox.server_ms = lambda: 120
-    again.send(RESUME, entry="119-0")
+    again.mailbox.server_ms = lambda: 120_000
+    again.send(RESUME, entry="119000-0")
     assert again.train().stopped_by == "finished"
 
 

@@ -38,7 +38,7 @@ from tolaria_bus.tolaria.control.recovering import Recovering
 from tolaria_bus.tolaria.control.schedule import due_fence
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
-from tolaria_bus.tolaria.recovery.ledger import Identity, id_at
+from tolaria_bus.tolaria.recovery.ledger import Identity
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 
 NEVER = sys.maxsize
@@ -271,11 +271,9 @@ class Fence:
         refuse_superseded(
             delivery.command,
             delivery.entry_id,
-            resumed_at=self._ledger.resumed_at,
-            halted_at=self._ledger.halted_at,
-            halted_itself_at=self._ledger.halted_itself_at,
-            now=id_at(self._mailbox.server_ms()),
-            halted=self._run.state.mode.halted,
+            self._ledger,
+            self._run.state.mode,
+            now_ms=self._mailbox.server_ms(),
         )
 
     def _check_deadline(self, command: AdaptationCommand) -> None:

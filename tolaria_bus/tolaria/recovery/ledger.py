@@ -103,6 +103,7 @@ class CommandLedger:
         environment: Of the newest start: what bitwise equality depends on.
         planned: Of the newest start: how long the run is, in steps and in epochs; 0, 0: not known.
         resumed_at: The highest id of an entry whose RESUME was applied; empty before the first.
+        paused_at: Likewise of a PAUSE.
         halted_at: Likewise of an entry that brought a HALT.
         halted_itself_at: The id that an entry would have had when the run last halted itself.
     """
@@ -113,6 +114,7 @@ class CommandLedger:
         self.environment: dict[str, str] = {}
         self.planned = (0, 0)
         self.resumed_at = ""
+        self.paused_at = ""
         self.halted_at = ""
         self.halted_itself_at = ""
         self._entries: dict[str, _Entry] = {}
@@ -292,6 +294,8 @@ class CommandLedger:
             return
         if outcome.command_type == CommandType.COMMAND_RESUME:
             self.resumed_at = _later(self.resumed_at, entry_id)
+        elif outcome.command_type == CommandType.COMMAND_PAUSE:
+            self.paused_at = _later(self.paused_at, entry_id)
         elif outcome.command_type == CommandType.COMMAND_EMERGENCY:
             fields = outcome.details.fields
             if "level" in fields and fields["level"].string_value == "HALT":
