@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ from tests.trainer.test_commands import GERMINATE, LR, PAUSE, RESUME
 from tests.trainer.test_died_on_the_way import Died
 from tests.trainer.test_recovery import Explodes
 from tests.trainer.test_rollback import AlwaysBad
-from tolaria_bus.leyline import CommandStatus, EmergencyLevel, EmergencySignal, JournalRecord
-from tolaria_bus.leyline.codec import short_name
+from tolaria_bus.leyline import (
+    AdaptationCommand,
+    CommandStatus,
+    EmergencyLevel,
+    EmergencySignal,
+    JournalRecord,
+)
+from tolaria_bus.leyline.codec import encode, from_json, short_name
 from tolaria_bus.safety.emergency_signal import checksum
-from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
+from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 from tolaria_bus.tolaria.recovery.journal import Journal, JournalUnwritable, read_records
 
 EMERGENCY = """{"commandId": "%s", "commandType": "EMERGENCY", "emergency": {"level": "%s"},
@@ -336,6 +343,21 @@ def test_a_resume_that_was_on_its_way_when_the_run_halted_itself_does_not_end_th
     again.send(RESUME.replace('"r"', '"late"'), entry="499-9")
     assert again.train().mode == "conservative"
     assert answers(again) == {"late": ("REJECTED", "superseded"), "500-0": ("APPLIED", "ok")}
+
+
+def test_a_resume_that_was_on_its_way_does_not_end_a_halt_that_was_passed_on_without_a_server(
+    make_run,
+) -> None:
+    run = make_run()
+    run.mailbox.server_ms = lambda: 500_000
+    run.outbound = ResumesAfterHalt(run, "380000-0", "440000-0")
+    halt = from_json(SIGNAL % ("h", "HALT"), AdaptationCommand)
+    # Given a minute before the worker sees it.
+    halt.issued_at.FromNanoseconds(time.time_ns() - 60_000_000_000)
+    run.mailbox.post(Delivery(halt, encode(halt), stream="passed_on", source="x"))
+    assert run.train().mode == "conservative"
+    assert answers(run)["380000-0"] == ("REJECTED", "superseded")
+    assert answers(run)["440000-0"] == ("APPLIED", "ok")
 
 
 def test_a_run_that_halted_itself_can_be_resumed_though_the_servers_clock_was_set_back(

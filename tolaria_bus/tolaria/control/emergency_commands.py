@@ -14,7 +14,7 @@ from tolaria_bus.safety.emergency import HALT, level_name
 from tolaria_bus.safety.emergency_signal import SIGNAL_PREFIX, scope_refused
 from tolaria_bus.tolaria.control.mode import mode_name
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
-from tolaria_bus.tolaria.recovery.ledger import CommandLedger, order
+from tolaria_bus.tolaria.recovery.ledger import HALTED_AT, CommandLedger, order
 
 CANCELLED: Final = "cancelled"
 SUPERSEDED: Final = "superseded"
@@ -45,17 +45,20 @@ def judge_emergency(command: AdaptationCommand, run: Steerable) -> Effect:
     def effect() -> Details:
         # Out first: a reader of the emergency stream must not wait for the disk.
         run.announce(level, reason, scope, wanted.runs, command_id=command.command_id)
+        issued_ns = command.issued_at.ToNanoseconds() if at_once else 0
         took_ms = run.emergencies.obey(
             level,
             cause="signal" if signalled else "command",
             reason=reason,
             by=command.issued_by,
-            issued_ns=command.issued_at.ToNanoseconds() if at_once else 0,
+            issued_ns=issued_ns,
         )
         mode = run.state.mode
         details: Details = {"level": short_name(EmergencyLevel, level)}
         if level == HALT:
             details |= run.make_halt_durable()
+            if signalled and (at := run.emergencies.given_at(issued_ns)):
+                details[HALTED_AT] = at
         if took_ms is not None:
             details["seen_ms"] = round(took_ms, 3)
         return {**details, "at": level_name(mode.emergency.level), "mode": mode_name(mode)}

@@ -72,7 +72,12 @@ class Steering:
         self.state = state
         self.stopping = ""
         self.emergencies = Emergencies(
-            state, folder, telemetry, clean_steps=settings.emergency_clean_steps, wall_ns=wall_ns
+            state,
+            folder,
+            telemetry,
+            clean_steps=settings.emergency_clean_steps,
+            wall_ns=wall_ns,
+            server_ms=server_ms,
         )
         note = self.emergencies.note
         self.guards = Guards(state, folder, telemetry, boundary_ms=settings.boundary_ms, note=note)

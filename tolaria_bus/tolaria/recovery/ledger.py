@@ -37,7 +37,8 @@ ID_CONFLICT = "id_conflict"
 HALT = "halt"
 """Kind of the decision by which a run halts itself."""
 HALTED_AT = "halted_at"
-"""Its value: when that was, as the id that the server would have given an entry."""
+"""Its value: when that was, as the id that the server would have given an entry. So has the outcome
+of a HALT that came by a signal, which need not have come by an entry."""
 
 _APPLIED = CommandStatus.COMMAND_STATUS_APPLIED
 _MAY_BE_SENT_AGAIN = frozenset(
@@ -104,7 +105,8 @@ class CommandLedger:
         planned: Of the newest start: how long the run is, in steps and in epochs; 0, 0: not known.
         resumed_at: The highest id of an entry whose RESUME was applied; empty before the first.
         paused_at: Likewise of a PAUSE.
-        halted_at: Likewise of an entry that brought a HALT.
+        halted_at: Likewise of an entry that brought a HALT; where one came without an entry, the id
+            that this would have had.
         halted_itself_at: The id that an entry would have had when the run last halted itself.
     """
 
@@ -290,16 +292,17 @@ class CommandLedger:
     def _note_hold(self, result: CommandResult) -> None:
         """What holds and frees a run is weighed by the ids that the server gave the entries."""
         outcome, entry_id = result.outcome, result.origin.entry_id
-        if outcome.status != _APPLIED or not entry_id:
+        if outcome.status != _APPLIED:
             return
-        if outcome.command_type == CommandType.COMMAND_RESUME:
+        fields = outcome.details.fields
+        if outcome.command_type == CommandType.COMMAND_EMERGENCY:
+            if "level" in fields and fields["level"].string_value == "HALT":
+                at = fields[HALTED_AT].string_value if HALTED_AT in fields else ""
+                self.halted_at = _later(self.halted_at, entry_id or at)
+        elif outcome.command_type == CommandType.COMMAND_RESUME:
             self.resumed_at = _later(self.resumed_at, entry_id)
         elif outcome.command_type == CommandType.COMMAND_PAUSE:
             self.paused_at = _later(self.paused_at, entry_id)
-        elif outcome.command_type == CommandType.COMMAND_EMERGENCY:
-            fields = outcome.details.fields
-            if "level" in fields and fields["level"].string_value == "HALT":
-                self.halted_at = _later(self.halted_at, entry_id)
 
 
 def id_at(milliseconds: int | None) -> str:
