@@ -1,4 +1,4 @@
-"""The bell at a run's folder: rung by whoever leaves something there, heard by its worker."""
+"""The bell at a signal block: rung by whoever leaves something there, heard by who looks at it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from tolaria_bus.safety import waking
+from tolaria_bus.safety import Signals, layout, waking
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="abstract sockets are Linux's"
 )
 
 
+def here(folder: Path) -> bytes:
+    return waking.address(folder, "block")
+
+
 @pytest.fixture
 def bell(tmp_path: Path) -> Iterator[socket.socket]:
-    listening = waking.listen(tmp_path)
+    listening = waking.listen(here(tmp_path))
     assert listening is not None
     with listening:
         yield listening
@@ -31,7 +35,7 @@ def rung(bell: socket.socket) -> bool:
 
 def test_a_ring_is_heard_once(tmp_path: Path, bell: socket.socket) -> None:
     assert not rung(bell)
-    waking.ring(tmp_path)
+    waking.ring(here(tmp_path))
     assert rung(bell)
     waking.heard(bell)
     assert not rung(bell)
@@ -41,9 +45,9 @@ def test_the_same_folder_by_another_path_has_the_same_bell(
     tmp_path: Path, bell: socket.socket
 ) -> None:
     (tmp_path / "below").mkdir()
-    waking.ring(tmp_path / "below")
+    waking.ring(here(tmp_path / "below"))
     assert not rung(bell)
-    waking.ring(tmp_path / "below" / "..")
+    waking.ring(here(tmp_path / "below" / ".."))
     assert rung(bell)
 
 
@@ -51,25 +55,41 @@ def test_whoever_rings_never_waits_however_often_nobody_hears(
     tmp_path: Path, bell: socket.socket
 ) -> None:
     for _ in range(10_000):
-        waking.ring(tmp_path)
+        waking.ring(here(tmp_path))
     waking.heard(bell)
     while rung(bell):
         waking.heard(bell)
-    waking.ring(tmp_path)
+    waking.ring(here(tmp_path))
     assert rung(bell)
 
 
 def test_a_folder_has_one_bell_and_the_next_worker_gets_it(tmp_path: Path) -> None:
-    first = waking.listen(tmp_path)
+    first = waking.listen(here(tmp_path))
     assert first is not None
-    assert waking.listen(tmp_path) is None
+    assert waking.listen(here(tmp_path)) is None
     first.close()
-    waking.ring(tmp_path)
-    second = waking.listen(tmp_path)
+    waking.ring(here(tmp_path))
+    second = waking.listen(here(tmp_path))
     assert second is not None
     second.close()
 
 
+def test_a_deadline_and_an_emergency_ring_and_a_step_does_not(tmp_path: Path) -> None:
+    signals = Signals.create(tmp_path)
+    bell = waking.listen(waking.address(tmp_path, layout.NAME))
+    assert bell is not None
+    with bell:
+        signals.begin(0)
+        signals.step(1)
+        signals.beat()
+        assert not rung(bell)
+        for leave in (lambda: signals.deadline("rollback", 1.0), lambda: signals.emergency(b"!")):
+            leave()
+            assert rung(bell)
+            waking.heard(bell)
+            assert not rung(bell)
+
+
 def test_it_leaves_nothing_in_the_folder(tmp_path: Path, bell: socket.socket) -> None:
-    waking.ring(tmp_path)
+    waking.ring(here(tmp_path))
     assert list(tmp_path.iterdir()) == []

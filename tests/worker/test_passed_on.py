@@ -11,7 +11,7 @@ import pytest
 
 from tolaria_bus.leyline import EmergencyLevel, EmergencySignal
 from tolaria_bus.safety import waking
-from tolaria_bus.safety.passing import pass_on
+from tolaria_bus.safety.passing import NAME, pass_on
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox
 from tolaria_bus.worker import passed_on
 
@@ -56,7 +56,7 @@ def nothing(event: str, detail: Mapping[str, str]) -> None:
 
 @contextmanager
 def other_who_listens(folder: Path) -> Iterator[None]:
-    bell = waking.listen(folder)
+    bell = waking.listen(waking.address(folder, NAME))
     assert bell is not None
     with bell:
         yield
@@ -84,7 +84,7 @@ async def test_a_ring_wakes_the_worker(tmp_path: Path, monkeypatch: pytest.Monke
 async def test_one_whose_ring_cannot_be_heard_waits_for_a_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waking, "ring", lambda folder: None)
+    monkeypatch.setattr(waking, "ring", lambda where: None)
     with anyio.fail_after(30):
         await passes(tmp_path)
 
