@@ -21,6 +21,7 @@ from tolaria_bus.tolaria.engine.loss_watch import LossWatch
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
 from tolaria_bus.tolaria.engine.precision import StepState
+from tolaria_bus.tolaria.engine.prefetch import prefetched
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 
@@ -191,7 +192,7 @@ def fresh_state(
             new_group_warmup_steps=settings.new_parameter_warmup_steps,
         ),
         kasmina=make_kasmina(job, model),
-        data=data,
+        data=prefetched(data, device, wanted=settings.prefetch),
         watch=LossWatch(device, factor=settings.loss_spike_factor),
         seed=settings.seed,
         engine=StepState(device, fp16=amp is torch.float16),

@@ -15,7 +15,7 @@ from tolaria_bus.leyline import JournalRecord, RunStopped
 from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.epoch_end import EpochEnd
-from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
+from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features, tell_prefetch_off
 from tolaria_bus.tolaria.control.fence import Fence
 from tolaria_bus.tolaria.control.gradients import ToldGradients
 from tolaria_bus.tolaria.control.handshake import Handshake
@@ -36,6 +36,7 @@ from tolaria_bus.tolaria.engine import phases
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.loss_watch import Verdict
 from tolaria_bus.tolaria.engine.phases import PhaseClock
+from tolaria_bus.tolaria.engine.prefetch import PrefetchedBatches, feature
 from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
@@ -205,6 +206,7 @@ class Trainer:
         steering, cadence = self._steering, self._steering.cadence
         health, checkpoints = steering.health, steering.checkpoints
         emergencies, reporting = steering.emergencies, self._reporting
+        draw_ahead, last_step = self._prefetch(), self._length.steps
         try:
             signals.begin(state.step)
             enter(phases.FENCE)
@@ -245,6 +247,11 @@ class Trainer:
                     )
                 state.step += 1
                 signals.step(state.step)
+                if draw_ahead is not None and state.step < last_step:
+                    # The device has work: this step's.
+                    enter(phases.PREFETCH)
+                    draw_ahead()
+                    enter(phases.LOSS)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
                     if reading.verdict is not Verdict.OK:
@@ -307,6 +314,7 @@ class Trainer:
             state,
             self._telemetry,
             sample_losses=self._job.sample_losses is not None,
+            prefetch=feature(state.data, self._device, wanted=self._settings.prefetch),
         )
         self._steering.fence = fence
         tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
@@ -369,6 +377,13 @@ class Trainer:
         if waits:
             self._reporting.fence()
         self._phases.enter(phases.HELD if waits else phases.FENCE)
+
+    def _prefetch(self) -> Callable[[], None] | None:
+        data = self.state.data
+        if not isinstance(data, PrefetchedBatches):
+            return None
+        data.on_failure = partial(tell_prefetch_off, self._telemetry)
+        return data.draw_ahead if data.draws_ahead else None
 
     def _saving_due(self) -> bool:
         every = self._settings.checkpoint_every_steps

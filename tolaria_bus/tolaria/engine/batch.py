@@ -21,6 +21,21 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return batch
 
 
+def page_locked(batch: Any) -> Any:
+    """Return ``batch`` with every plain tensor of the CPU's in page-locked memory.
+
+    The others stay: a dataset's may be on the device already.
+    """
+    return map_tensors(
+        batch, lambda tensor: tensor.pin_memory() if is_plain_on_cpu(tensor) else tensor
+    )
+
+
+def is_plain_on_cpu(tensor: Tensor) -> bool:
+    """Is it one block of the CPU's memory: neither sparse nor nested?"""
+    return tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_nested
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return ``batch`` with every tensor on ``device``; from page-locked memory without waiting."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
