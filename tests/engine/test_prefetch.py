@@ -132,7 +132,8 @@ def test_what_was_drawn_ahead_is_what_is_handed_out_and_nothing_is_read_twice() 
     class Told(Noisy):
         def __getitem__(self, index: int) -> Tensor:
             read.append(index)
-            return super().__getitem__(index)
+            sample: Tensor = super().__getitem__(index)  # type: ignore[no-untyped-call]
+            return sample
 
     batches = PrefetchedBatches(BatchStream(Told(), 5, 3), Clones())
     batches.next()
@@ -219,6 +220,8 @@ def test_an_error_ahead_is_raised_when_its_batch_is_due_and_names_the_users_line
         batches.next()
     assert batches.position == 1
     assert data.tries == (0 if workers else 1)
+    with pytest.raises(JobError, match="KeyError"):
+        batches.next()
     batches.close()
 
 
@@ -234,7 +237,8 @@ def test_an_error_ahead_is_never_raised_if_its_batch_is_never_due() -> None:
 def test_without_memory_on_the_device_batches_come_as_they_are_and_it_is_told_once(
     ahead: bool,
 ) -> None:
-    copies, told = Clones(), []
+    copies = Clones()
+    told: list[str] = []
     plain, inner = BatchStream(Noisy(), 5, 3), BatchStream(Noisy(), 5, 3)
     ours = PrefetchedBatches(inner, copies)
     ours.on_failure = told.append

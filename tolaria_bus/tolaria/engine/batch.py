@@ -27,13 +27,13 @@ def page_locked(batch: Any) -> Any:
     The others stay: a dataset's may be on the device already.
     """
     return map_tensors(
-        batch, lambda tensor: tensor.pin_memory() if is_plain_on_cpu(tensor) else tensor
+        batch, lambda tensor: tensor.pin_memory() if tensor.is_cpu and is_plain(tensor) else tensor
     )
 
 
-def is_plain_on_cpu(tensor: Tensor) -> bool:
-    """Is it one block of the CPU's memory: neither sparse nor nested?"""
-    return tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_nested
+def is_plain(tensor: Tensor) -> bool:
+    """Is it one block of memory: neither sparse nor nested?"""
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tolaria_bus.tolaria.engine.batch import is_plain_on_cpu, map_tensors
+from tolaria_bus.tolaria.engine.batch import is_plain, map_tensors
 
 
 class CopyStream:
@@ -60,13 +60,13 @@ class CopyStream:
         current.wait_event(self._copied)
 
         def used(tensor: Tensor) -> Tensor:
-            if tensor.device == self._device and tensor.layout is torch.strided:
+            if tensor.device == self._device and is_plain(tensor):
                 tensor.record_stream(current)
             return tensor
 
         return map_tensors(moved, used)
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        if not is_plain_on_cpu(tensor):
-            return tensor
-        return tensor.to(self._device, non_blocking=tensor.is_pinned())
+        if tensor.is_cpu and is_plain(tensor):
+            return tensor.to(self._device, non_blocking=tensor.is_pinned())
+        return tensor
