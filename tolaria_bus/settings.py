@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     amp: Literal["off", "auto", "bf16", "fp16"] = Field(
         "off", description="Autocast: off, auto, bf16, fp16 (with a GradScaler)."
     )
+    prefetch: bool = Field(
+        True, description="Draw and copy the next batch while a step computes (CUDA)."
+    )
     tf32: bool = Field(True, description="Multiply float32 in TF32, where the device can (CUDA).")
     accumulate: int = Field(
         1, ge=1, le=1_000_000, description="Batches whose gradients make one optimizer step."

@@ -86,6 +86,31 @@ def test_it_stops_between_two_batches():
     assert len(job.modes) == 2
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_nothing_waits_until_the_end():
+    job, device = Line(), torch.device("cuda", 0)
+    model, batches = job.model().to(device), ValidationBatches(data(40), 4)
+    left = len(batches)
+
+    def stop() -> bool:
+        torch.cuda.set_sync_debug_mode("error")
+        return False
+
+    def accuracy(model: nn.Module, batch: Any) -> Tensor:
+        nonlocal left
+        left -= 1
+        if not left:
+            torch.cuda.set_sync_debug_mode("default")
+        right: Tensor = model(batch[0]) > 0
+        return right.float().mean()
+
+    setattr(job, "accuracy", accuracy)  # noqa: B010
+    try:
+        assert validate(model, view(job), batches, device, stop) is not None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_an_error_names_the_users_line_and_restores_the_mode():
     job = Judged()
     setattr(job, "accuracy", lambda model, batch: batch[7])  # noqa: B010

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.engine.test_passes import Backend, named
 from tests.trainer.conftest import STEPS_PER_EPOCH, Run
 from tests.trainer.lives import Power
 from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
-from tolaria_bus.settings import SettingError
+from tolaria_bus.settings import SettingError, load
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.resuming import InexactResume
+from tolaria_bus.tolaria.start import pick_device
 
 
 def grow(run: Run) -> None:
@@ -108,3 +111,18 @@ def test_a_pattern_that_names_no_module_is_a_wrong_setting(make_run) -> None:
         SettingError, match=r"activation_checkpointing = 'nothing': names no module"
     ):
         make_run(activation_checkpointing="nothing").train()
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "before", "after"),
+    [(True, None, ":4096:8"), (True, ":16:8", ":16:8"), (False, None, None)],
+)
+def test_a_deterministic_run_asks_cublas_for_the_same_bits(
+    monkeypatch, deterministic: bool, before: str | None, after: str | None
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before or "")
+    if before is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    settings, _ = load(device="cpu", deterministic=deterministic)
+    pick_device(settings)
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == after

@@ -11,6 +11,7 @@ import torch
 from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.epoch_end import EpochEnd
+from tolaria_bus.tolaria.control.features import tell_prefetch_off
 from tolaria_bus.tolaria.control.gradients import ToldGradients
 from tolaria_bus.tolaria.control.handshake import Handshake
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
@@ -25,6 +26,7 @@ from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.control.validating import Validating
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.phases import PhaseClock
+from tolaria_bus.tolaria.engine.prefetch import PrefetchedBatches
 from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.engine.step import TrainStep
 from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
@@ -51,6 +53,7 @@ class Parts:
         telemetry: Speaks for it.
         phases: Times it.
         step: Makes its steps.
+        draw_ahead: Draws the batch of the next step; None: each is drawn when it is due.
         side: Lets seeds learn beside the host in them.
         steering: What commands act on. Its fence comes once the state is restored.
         seeds: Leads seeds through their lives.
@@ -66,6 +69,7 @@ class Parts:
     telemetry: Telemetry
     phases: PhaseClock
     step: TrainStep
+    draw_ahead: Callable[[], None] | None
     side: SideTraining
     steering: Steering
     seeds: SeedWork
@@ -193,6 +197,7 @@ def assemble(
         telemetry=telemetry,
         phases=phases,
         step=step,
+        draw_ahead=_draw_ahead(state, telemetry),
         side=side,
         steering=steering,
         seeds=steering.seeds,
@@ -201,6 +206,14 @@ def assemble(
         epoch_end=epoch_end,
         reporting=reporting,
     )
+
+
+def _draw_ahead(state: TrainingState, telemetry: Telemetry) -> Callable[[], None] | None:
+    data = state.data
+    if not isinstance(data, PrefetchedBatches):
+        return None
+    data.on_failure = partial(tell_prefetch_off, telemetry)
+    return data.draw_ahead if data.draws_ahead else None
 
 
 def _set_rates(state: TrainingState, telemetry: Telemetry) -> None:

@@ -23,6 +23,7 @@ from tolaria_bus.tolaria.control.retelling import tell_newest_answer
 from tolaria_bus.tolaria.engine import phases
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.loss_watch import Verdict
+from tolaria_bus.tolaria.engine.prefetch import feature
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
 from tolaria_bus.tolaria.resuming import resume
@@ -91,6 +92,7 @@ class Trainer:
         signals, enter, profiling = self._signals, parts.phases.enter, parts.profiling
         health, checkpoints, cadence = steering.health, steering.checkpoints, steering.cadence
         emergencies, reporting = steering.emergencies, self._reporting
+        draw_ahead, last_step = parts.draw_ahead, parts.length.steps
         try:
             signals.begin(state.step)
             enter(phases.FENCE)
@@ -129,6 +131,11 @@ class Trainer:
                     settle_fallbacks(passes, state, self._folder, telemetry, emergencies.note)
                 state.step += 1
                 signals.step(state.step)
+                if draw_ahead is not None and state.step < last_step:
+                    # The device has work: this step's.
+                    enter(phases.PREFETCH)
+                    draw_ahead()
+                    enter(phases.LOSS)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
                     if reading.verdict is not Verdict.OK:
@@ -191,6 +198,7 @@ class Trainer:
             state,
             self._telemetry,
             sample_losses=self._job.sample_losses is not None,
+            prefetch=feature(state.data, self._parts.device, wanted=self._settings.prefetch),
         )
         self._steering.fence = fence
         tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)

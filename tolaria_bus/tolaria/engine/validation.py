@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tolaria_bus.tolaria.engine.batch import to_device
+from tolaria_bus.tolaria.engine.batch import page_locked, to_device
 from tolaria_bus.tolaria.engine.data import ValidationBatches
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.job_errors import user_error
@@ -78,7 +78,7 @@ def _measure(
     for batch, size in batches.weighted():
         if stop():
             return None
-        batch = batch if device.type == "cpu" else to_device(batch, device)
+        batch = batch if device.type == "cpu" else to_device(page_locked(batch), device)
         part = "loss(model, batch)"
         try:
             loss = loss + job.loss(model, batch).detach().double() * size
