@@ -237,7 +237,7 @@ class Settings(BaseSettings):
     )
 
     # What is published, and when
-    telemetry_seconds: float = Field(0.25, ge=0.0, le=3600.0, description="Between step metrics.")
+    telemetry_seconds: float = Field(1.0, ge=0.0, le=3600.0, description="Between step metrics.")
     profile_steps: int | None = Field(
         None, ge=1, le=10_000, description="Record a trace of so many steps at the start."
     )

@@ -7,7 +7,6 @@ ring it (another network namespace, as of another container) is noticed at the n
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from contextlib import closing
@@ -63,5 +62,5 @@ def ring(folder: Path) -> None:
 
 
 def _name(folder: Path) -> bytes:
-    found = os.stat(folder)
+    found = folder.stat()
     return f"\0tolaria-bus/passed-on/{found.st_dev:x}/{found.st_ino:x}".encode()

@@ -59,7 +59,7 @@ PHASES: Final = {
 
 _PER_OCTAVE: Final = 4
 _FOLD_AT: Final = 4096
-"""Values that are kept unsorted at most: 32 kB of the array, a quarter of a megabyte of the lists."""
+"""Values that are kept unsorted at most: a quarter of a megabyte."""
 _PLACES: Final = {phase: place for place, phase in enumerate(("", *PHASES))}
 
 
