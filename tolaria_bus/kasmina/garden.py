@@ -245,11 +245,12 @@ class Garden:
     def plan_prune(
         self, target: str, fraction: float, values: Mapping[str, Any] | None = None
     ) -> PruningPlan:
-        """Judge the removal of a layer's least important output channels; nothing changes.
+        """Judge the removal of a layer's least important output channels or heads; nothing changes.
 
         Args:
-            target: Path of a ``Conv2d`` or ``Linear``.
-            fraction: Of its channels.
+            target: Path of a ``Conv2d`` or ``Linear``, of an ``nn.MultiheadAttention``, or of a
+                module with a ``head_layout``.
+            fraction: Of its channels or heads.
             values: ``impact``: by what share the held-out loss may be higher afterwards.
 
         Raises:

@@ -69,7 +69,8 @@ class OptimizerManager:
 
     Attributes:
         optimizer: The torch optimizer in use now; ask for it at each step.
-        version: Rises with each change of the parameters that are optimized, or of the class.
+        version: Rises with each change of the parameters that are optimized, of their shapes too,
+            or of the class.
 
     Raises:
         JobError: the factory failed, or made something that can't be used here.
@@ -178,6 +179,7 @@ class OptimizerManager:
             dim: Along which it was cut.
             keep: Indices of what stayed.
         """
+        self.version += 1
         for parameter, known in self._names.items():
             state = self.optimizer.state.get(parameter, {}) if known == name else {}
             for key, value in state.items():
