@@ -11,7 +11,7 @@ import torch
 from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.epoch_end import EpochEnd
-from tolaria_bus.tolaria.control.features import tell_prefetch_off
+from tolaria_bus.tolaria.control.features import tell_plain_validation, tell_prefetch_off
 from tolaria_bus.tolaria.control.gradients import ToldGradients
 from tolaria_bus.tolaria.control.handshake import Handshake
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
@@ -145,6 +145,7 @@ def assemble(
         step.passes,
         signals,
         lambda: bool(mailbox.stop_reason),
+        partial(tell_plain_validation, telemetry),
     )
     steering.seeds = SeedWork(
         state, side, folder, telemetry, validating.first, note=steering.emergencies.note
