@@ -1,7 +1,7 @@
-"""Jobs of a known size, which also keep the time.
+"""Perceptrons of known sizes, and the plainest loop that trains one.
 
-They note the clock at two of their own steps. So the bare loop and the trainer are timed by the
-same few instructions, in the user's code, and neither start nor end of a run counts.
+Each notes the clock at each of its steps where it is asked to. So the bare loop and the trainer are
+timed by the same few instructions, in the user's code, and neither start nor end of a run counts.
 """
 
 from __future__ import annotations
@@ -12,36 +12,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
-WARMUP = 50
-"""Steps before the clock starts: first-touch of memory, caches, the optimizer's state."""
+_FEW = 16
+"""Batches of which the data consist: what they are isn't to be learnt, and many take memory."""
 
 
-class TimedJob:
-    """A perceptron on random data that are not to be learnt; one epoch has all its steps.
+class Perceptron:
+    """Linear layers on random data; one epoch has all the steps.
 
     Attributes:
-        timed: Steps between the two looks at the clock.
-        seconds: Between them, of the newest run in this process.
+        steps: In an epoch; as many as nobody reaches.
+        stamps: Where to note the clock: first how many times it was, then each, in seconds.
     """
 
     batch_size: int
     epochs = 1
     schedule = "constant"
+    steps: int
     width: int
     hidden: tuple[int, ...]
-    timed: int
-    seconds: ClassVar[float] = 0.0
-
-    def __init__(self) -> None:
-        self._calls = 0
-        self._start = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Steps of a run in all."""
-        return WARMUP + self.timed + 1
+    stamps: ClassVar[memoryview | None] = None
 
     def model(self) -> nn.Module:
         """Linear layers with ReLU between."""
@@ -52,26 +43,29 @@ class TimedJob:
             width = hidden
         return nn.Sequential(*layers, nn.Linear(width, 10))
 
-    def train_data(self) -> TensorDataset:
-        """As many samples as one epoch needs; large ones share their memory."""
-        samples = self.batch_size * self.steps
+    def few(self) -> TensorDataset:
+        """The samples that there are."""
         generator = torch.Generator().manual_seed(0)
-        few = torch.randn(self.batch_size * 16, self.width, generator=generator)
-        images = few if samples <= len(few) else few.repeat(samples // len(few) + 1, 1)[:samples]
-        return TensorDataset(images[:samples], torch.arange(samples) % 10)
+        samples = self.batch_size * _FEW
+        images = torch.randn(samples, self.width, generator=generator)
+        return TensorDataset(images, torch.arange(samples) % 10)
+
+    def train_data(self) -> Dataset[tuple[Tensor, ...]]:
+        """Those samples, over and over: as many as one epoch needs."""
+        few = self.few()
+        return Subset(few, (torch.arange(self.batch_size * self.steps) % len(few)).tolist())
 
     def validation_data(self) -> TensorDataset:
         """One batch: validation isn't measured here."""
         return TensorDataset(torch.randn(32, self.width), torch.arange(32) % 10)
 
     def loss(self, model: nn.Module, batch: list[Tensor]) -> Tensor:
-        """Mean cross-entropy, and at two of the steps a look at the clock."""
-        if model.training:
-            if self._calls == WARMUP:
-                self._start = time.perf_counter()
-            elif self._calls == WARMUP + self.timed:
-                type(self).seconds = time.perf_counter() - self._start
-            self._calls += 1
+        """Mean cross-entropy."""
+        stamps = self.stamps
+        if stamps is not None and model.training:
+            count = int(stamps[0]) + 1
+            stamps[count] = time.monotonic()
+            stamps[0] = count
         return F.cross_entropy(model(batch[0]), batch[1])
 
     def optimizer(self, params: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -79,58 +73,57 @@ class TimedJob:
         return torch.optim.AdamW(params, lr=1e-4)
 
 
-class Tiny(TimedJob):
+class Tiny(Perceptron):
     """Steps of a fraction of a millisecond: the hardest case for whatever a step costs extra."""
 
     name = "bench_tiny"
     batch_size = 32
     width = 32
     hidden = (32,)
-    timed = 3000
+    steps = 200_000
 
 
-class Small(TimedJob):
+class Small(Perceptron):
     """67 thousand parameters, steps of about 1 ms on one or two cores."""
 
     name = "bench_small"
     batch_size = 128
     width = 128
     hidden = (256, 128)
-    timed = 1500
+    steps = 60_000
 
 
-class Medium(TimedJob):
+class Medium(Perceptron):
     """1.5 million parameters, steps of about 10 ms."""
 
     name = "bench_medium"
     batch_size = 128
     width = 640
     hidden = (1024, 768)
-    timed = 150
+    steps = 10_000
 
 
-class Large(TimedJob):
+class Large(Perceptron):
     """4.6 million parameters, steps of tens of milliseconds."""
 
     name = "bench_large"
     batch_size = 128
     width = 1024
     hidden = (1792, 1536)
-    timed = 40
+    steps = 5_000
 
 
-def bare(job: TimedJob) -> float:
-    """Train the job with the plainest loop in PyTorch; mean seconds a step."""
+def bare(job: Perceptron) -> None:
+    """Train the job for an epoch with the plainest loop in PyTorch."""
     torch.manual_seed(0)
     model = job.model()
-    data = job.train_data()
+    images, labels = job.few().tensors
     optimizer = job.optimizer(list(model.parameters()))
-    order = torch.split(torch.randperm(len(data)), job.batch_size)
+    order = torch.randperm(job.steps * job.batch_size) % len(images)
     model.train()
-    for indices in order:
-        batch = [tensor[indices] for tensor in data.tensors]
+    for indices in torch.split(order, job.batch_size):
+        batch = [images[indices], labels[indices]]
         optimizer.zero_grad(set_to_none=True)
         loss = job.loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return type(job).seconds / job.timed

@@ -1,22 +1,29 @@
-"""The trainer's step, bus and telemetry on, against the plainest loop over the same model."""
+"""The trainer's step, bus and telemetry on, against the plainest loop over the same model.
+
+``python -m bench.overhead bare|ours SIZE STAMPS [URL FOLDER]`` is one of the two programs.
+"""
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
+from typing import Final
 
-import torch
-
-from bench.harness import Result, compare, interleave
-from bench.jobs import Large, Medium, Small, TimedJob, Tiny, bare
+from bench import turns
+from bench.harness import Result, compare
+from bench.jobs import Large, Medium, Perceptron, Small, Tiny, bare
 from bench.server import Place, server
 from tolaria_bus.settings import load
 from tolaria_bus.worker import WorkerSpec, run_worker
 
-ROUNDS = 5
-GOALS = {
+ROUNDS: Final = 5
+TURNS: Final = 8
+TURN: Final = {Tiny: 0.5, Small: 0.5, Medium: 0.75, Large: 1.0}
+"""Seconds: some tens of steps."""
+WARMUP: Final = 320
+"""Steps before the clock starts: the optimizer's state, and the memory of the first snapshots."""
+GOALS: Final[dict[type[Perceptron], str]] = {
     Tiny: "none: shorter than 1 ms",
     Small: "<= 1.10 from 1 ms a step",
     Medium: "<= 1.02 from 10 ms a step",
@@ -27,40 +34,48 @@ GOALS = {
 def run() -> Result:
     """Train perceptrons of four sizes both ways."""
     result = Result("overhead", "seconds a step; trainer with bus, journal, telemetry on")
-    numbers = count()
-    with server() as place:
-        for kind in GOALS:
-            seconds = interleave(
-                {
-                    "bare": lambda kind=kind: _bare(kind),
-                    "ours": lambda kind=kind: _ours(kind, place, f"bench-{next(numbers)}"),
-                },
-                ROUNDS,
+    for kind in GOALS:
+        with server() as place:
+            plain, ours = _measure(kind, place)
+        what = f"step of {kind.__name__.lower()} perceptron; baseline: bare loop"
+        result.figures.append(
+            compare(
+                what,
+                [seconds * 1e3 for seconds in ours],
+                [seconds * 1e3 for seconds in plain],
+                "ms",
+                goal=GOALS[kind],
             )
-            what = f"step of {kind.__name__.lower()} perceptron; baseline: bare loop"
-            milliseconds = {
-                name: [value * 1e3 for value in values] for name, values in seconds.items()
-            }
-            result.figures.append(
-                compare(what, milliseconds["ours"], milliseconds["bare"], "ms", goal=GOALS[kind])
-            )
+        )
     return result
 
 
-def _bare(kind: type[TimedJob]) -> float:
-    """In a thread of its own, as the trainer is: OpenMP has a pool for each thread that computes.
-
-    A second pool beside the main thread's makes a small step last twice as long, whoever makes it.
-    """
-    torch.use_deterministic_algorithms(False)
-    with ThreadPoolExecutor(1) as alone:
-        return alone.submit(bare, kind()).result()
-
-
-def _ours(kind: type[TimedJob], place: Place, run_id: str) -> float:
+def _measure(kind: type[Perceptron], place: Place) -> list[list[float]]:
     with tempfile.TemporaryDirectory(prefix="tolaria-bench-") as folder:
-        settings, _ = load(
-            run=run_id, run_dir=Path(folder) / run_id, redis_url=place.url, steps=kind().steps
-        )
-        run_worker(WorkerSpec(job=f"bench.jobs:{kind.__name__}", settings=settings))
-    return kind.seconds / kind.timed
+        path = Path(folder)
+
+        def words(how: str, *more: str) -> list[str]:
+            return ["-m", __name__, how, kind.__name__, str(path / how), *more]
+
+        with (
+            turns.runner(words("bare"), path / "bare") as plain,
+            turns.runner(words("ours", place.url, str(path / "run")), path / "ours") as ours,
+        ):
+            for one in (plain, ours):
+                one.get_on(WARMUP)
+            return turns.by_turns([plain, ours], rounds=ROUNDS, turns=TURNS, seconds=TURN[kind])
+
+
+def _main(how: str, size: str, stamps: str, *more: str) -> None:
+    kind = {kind.__name__: kind for kind in GOALS}[size]
+    kind.stamps = turns.open_stamps(Path(stamps))
+    if how == "bare":
+        bare(kind())
+        return
+    url, folder = more
+    settings, _ = load(run="bench", run_dir=Path(folder), redis_url=url)
+    run_worker(WorkerSpec(job=f"bench.jobs:{size}", settings=settings))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

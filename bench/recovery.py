@@ -25,8 +25,6 @@ from bench.jobs import Large
 path = pathlib.Path(sys.argv[1])
 
 class Job(Large):
-    timed = 200
-
     def loss(self, model, batch):
         if model.training:
             os.write(1, b"step\\n")
@@ -49,13 +47,13 @@ _PLAIN = f"""{_JOB}
 import torch
 job = Job()
 model = job.model()
-data = job.train_data()
+images = job.few().tensors
 optimizer = job.optimizer(list(model.parameters()))
 state = torch.load(path)
 model.load_state_dict(state["model"])
 optimizer.load_state_dict(state["optimizer"])
 model.train()
-job.loss(model, [tensor[:job.batch_size] for tensor in data.tensors])
+job.loss(model, [tensor[:job.batch_size] for tensor in images])
 """
 
 
@@ -102,6 +100,6 @@ def _plain_state(path: Path) -> None:
     job = Large()
     model = job.model()
     optimizer = job.optimizer(list(model.parameters()))
-    job.loss(model, [tensor[:8] for tensor in job.train_data().tensors]).backward()  # type: ignore[no-untyped-call]
+    job.loss(model, [tensor[:8] for tensor in job.few().tensors]).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)

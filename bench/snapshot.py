@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from bench.harness import Result, compare, interleave, single
-from bench.jobs import Large, TimedJob
+from bench.jobs import Large, Perceptron
 from tolaria_bus.settings import Settings, load
 from tolaria_bus.tolaria.engine.job import view
 from tolaria_bus.tolaria.recovery.snapshots import Snapshots
@@ -78,7 +78,7 @@ def run() -> Result:
     return result
 
 
-def trained(kind: type[TimedJob]) -> TrainingState:
+def trained(kind: type[Perceptron]) -> TrainingState:
     """A state after one step, so that the optimizer has its moments."""
     settings, _ = load(device="cpu")
     state, _ = fresh_state(view(kind()), settings, torch.device("cpu"))

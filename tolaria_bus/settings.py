@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     amp: Literal["off", "auto", "bf16", "fp16"] = Field(
         "off", description="Autocast: off, auto, bf16, fp16 (with a GradScaler)."
     )
+    prefetch: bool = Field(
+        True, description="Draw and copy the next batch while a step computes (CUDA)."
+    )
     tf32: bool = Field(True, description="Multiply float32 in TF32, where the device can (CUDA).")
     accumulate: int = Field(
         1, ge=1, le=1_000_000, description="Batches whose gradients make one optimizer step."
@@ -237,7 +240,7 @@ class Settings(BaseSettings):
     )
 
     # What is published, and when
-    telemetry_seconds: float = Field(0.25, ge=0.0, le=3600.0, description="Between step metrics.")
+    telemetry_seconds: float = Field(1.0, ge=0.0, le=3600.0, description="Between step metrics.")
     profile_steps: int | None = Field(
         None, ge=1, le=10_000, description="Record a trace of so many steps at the start."
     )

@@ -28,7 +28,7 @@ from tolaria_bus.tolaria.control.outcomes import FATAL
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointCorrupt, CheckpointStore
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.recovery.ledger import ID_CONFLICT
-from tolaria_bus.tolaria.recovery.rollback import ACCURACY
+from tolaria_bus.tolaria.recovery.targets import ACCURACY
 
 SAME = ("weights_sha256", "steps", "epochs", "timeline", "loss", "accuracy")
 """Of two summaries of the same script."""

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from tests.cli.conftest import Call
 from tests.cli.test_journal import contents, parsed
 from tests.trainer.conftest import Moons, make_run  # noqa: F401 - a fixture
+from tests.trainer.test_heads import Transformer, pruned
 from tests.trainer.test_recovery import steer
+from tolaria_bus.kasmina import Garden
 from tolaria_bus.tolaria.engine.job import build_model, view
 
 
@@ -123,6 +125,25 @@ async def test_an_exported_model_is_that_of_the_run_in_plain_torch(
     assert (await cli("checkpoints", "export", "r", "m.pt", "--force")).code == 0
     early = await cli("checkpoints", "export", "r", "early.pt", "--checkpoint", "36")
     assert "of step-00000036-t" in early.out
+
+
+async def test_a_pruned_model_is_read_elsewhere_once_it_has_its_structure(
+    cli: Call,
+    make_run,  # noqa: F811
+    clean_place: Path,
+) -> None:
+    del clean_place
+    run = make_run("runs/r", job=Transformer())
+    pruned(run)
+    run.train()
+    shown = orjson.loads((await cli("checkpoints", "show", "r", "--json")).out)
+    assert (await cli("checkpoints", "export", "r", "m.safetensors")).code == 0
+    model: Any = build_model(view(Transformer()), 1)
+    Garden(model).rebuild(shown["meta"]["kasmina"])
+    model.load_state_dict(load_file("m.safetensors"), strict=True)
+    assert model.block.self_attn.num_heads == 2
+    right = Transformer().accuracy(model.eval(), Transformer().validation_data().tensors)
+    assert float(right) > 0.7
 
 
 class Shared(Moons):

@@ -136,6 +136,23 @@ def test_a_change_of_structure_is_compiled_anew_and_guarded_again(backend):
     assert [f.feature for f in step.passes.fallbacks] == ["compile"]
 
 
+def test_however_often_a_parameter_becomes_smaller_it_is_compiled_anew(backend):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+    manager = OptimizerManager(None, model)
+    step = TrainStep(model, mse, manager, CPU, 3, options=StepOptions(compile="probe"))
+    # The compiler gives up, and says so in its log alone, after so many versions of a function.
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for width in range(8, 3, -1):
+            for name, dim in [("0.weight", 0), ("0.bias", 0), ("1.weight", 1)]:
+                parameter = model.get_parameter(name)
+                parameter.grad = None
+                keep = torch.arange(width)
+                parameter.data = parameter.data.index_select(dim, keep)
+                manager.narrow(name, dim, keep)
+            step(batches(1)[0], 8 - width, 1)
+    assert backend.compiled == 5
+
+
 def test_conservative_mode_does_not_compile(backend):
     steps(batches(2), compile="probe", conservative=True)
     assert backend.compiled == 0

@@ -168,8 +168,8 @@ def test_what_cannot_be_cut_is_refused_saying_what_is_in_the_way() -> None:
     trained.grow("a", "low_rank", slot="attention.values")
     with pytest.raises(SeedRefused, match=r"the seed 'a' grows behind attention\.values"):
         trained.garden.plan_prune("attention", 0.5)
-    with pytest.raises(SeedRefused, match=r"target is 'theirs'; allowed: embed, attention, "):
-        run().garden.plan_prune("theirs", 0.5)
+    with pytest.raises(SeedRefused, match=r"target is 'other'; allowed: embed, attention, "):
+        run().garden.plan_prune("other", 0.5)
     one = Reads()
     one.attention = Attention(heads=1)
     with pytest.raises(SeedRefused, match="which has one head only"):

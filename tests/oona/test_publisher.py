@@ -4,6 +4,7 @@ import threading
 from datetime import timedelta
 
 import anyio
+import pytest
 from redis.asyncio import Redis
 
 from tests.oona.bus import (
@@ -177,9 +178,12 @@ async def test_what_can_never_be_sent_is_told_and_holds_nobody_up(redis: Redis, 
     assert "oversize" in events.of("unsendable")[0]["error"]
 
 
-async def test_folded_alerts_are_sent_at_the_windows_end(redis: Redis, redis_url: str):
+@pytest.mark.parametrize("idle", [False, True])
+async def test_folded_alerts_are_sent_at_the_windows_end(redis: Redis, redis_url: str, idle: bool):
     outbox = new_outbox()
     async with publishing(redis_url, outbox):
+        if idle:
+            await anyio.wait_all_tasks_blocked()
         for step in range(100):
             outbox.put(alert("spike", step), stream=EMERGENCY, priority=HIGH)
         with anyio.fail_after(SOON):

@@ -8,7 +8,8 @@ import pytest
 
 from tests.recovery.records import note
 from tests.recovery.small_disk import run_on_small_disk
-from tolaria_bus.tolaria.recovery.journal import RESERVE_BYTES, Journal, read_records
+from tolaria_bus.tolaria.recovery.journal import Journal, read_records
+from tolaria_bus.tolaria.recovery.open_segment import RESERVE_BYTES
 
 FULL = """
 import pathlib, sys

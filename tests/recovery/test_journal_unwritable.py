@@ -53,8 +53,8 @@ def test_a_full_disk_refuses_an_append_and_leaves_no_trace(tmp_path: Path) -> No
 def test_a_device_without_space_says_so(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         journal.append(note("a"))
-        real = journal._fd
-        journal._fd = os.open("/dev/full", os.O_WRONLY)
+        real = journal._segment.fd
+        journal._segment.fd = os.open("/dev/full", os.O_WRONLY)
         try:
             with pytest.raises(JournalUnwritable, match="No space left on device"):
                 journal.append(note("b"))
@@ -62,8 +62,8 @@ def test_a_device_without_space_says_so(tmp_path: Path) -> None:
             with pytest.raises(JournalUnwritable, match="could not be taken back"):
                 journal.append(note("c"))
         finally:
-            os.close(journal._fd)
-            journal._fd = real
+            os.close(journal._segment.fd)
+            journal._segment.fd = real
     assert len(list(read_records(tmp_path))) == 1
 
 

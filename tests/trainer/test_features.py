@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
+import torch
+from torch import Tensor, nn
 
 from tests.engine.test_passes import Backend, named
-from tests.trainer.conftest import STEPS_PER_EPOCH, Run
+from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tests.trainer.lives import Power
 from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
-from tolaria_bus.settings import SettingError
+from tolaria_bus.settings import SettingError, load
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.resuming import InexactResume
+from tolaria_bus.tolaria.start import pick_device
 
 
 def grow(run: Run) -> None:
@@ -80,6 +86,25 @@ def test_power_lost_anywhere_ends_in_the_same_bits(make_run, tmp_path, settings)
     assert reference.epochs == 4
 
 
+class ValidatesInFloat32(Moons):
+    """In eval mode its model can't run under autocast."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        if not model.training and torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("no such kernel")
+        return super().loss(model, batch)
+
+
+def test_a_model_that_autocast_fails_in_validation_alone_is_trained_with_it_to_the_end(
+    make_run,
+) -> None:
+    reference = make_run("reference", amp="bf16").train()
+    run = make_run("run", job=ValidatesInFloat32(), amp="bf16")
+    assert run.train().weights_sha256 == reference.weights_sha256
+    told = [event for event in run.events() if event in ("validation_fallback", "engine_fallback")]
+    assert told == ["validation_fallback"]
+
+
 def test_a_run_says_at_its_start_what_is_on_and_why_the_rest_is_off(make_run) -> None:
     run = make_run(steps=2, clip_norm=1.0)
     run.train()
@@ -108,3 +133,18 @@ def test_a_pattern_that_names_no_module_is_a_wrong_setting(make_run) -> None:
         SettingError, match=r"activation_checkpointing = 'nothing': names no module"
     ):
         make_run(activation_checkpointing="nothing").train()
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "before", "after"),
+    [(True, None, ":4096:8"), (True, ":16:8", ":16:8"), (False, None, None)],
+)
+def test_a_deterministic_run_asks_cublas_for_the_same_bits(
+    monkeypatch, deterministic: bool, before: str | None, after: str | None
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before or "")
+    if before is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    settings, _ = load(device="cpu", deterministic=deterministic)
+    pick_device(settings)
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == after

@@ -12,7 +12,7 @@ from tests.worker.test_drain import bus
 from tolaria_bus.oona.lease import fence_key
 from tolaria_bus.oona.spool import Spool
 from tolaria_bus.tolaria.control.mailbox import Mailbox
-from tolaria_bus.worker.bus import LOUD
+from tolaria_bus.worker.telling import LOUD
 
 
 async def told(redis: Redis) -> str:

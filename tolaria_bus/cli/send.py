@@ -132,14 +132,15 @@ def seed(
 def prune(
     target: Annotated[str, typer.Argument(metavar="LAYER", help="Its path in the model, as body.")],
     fraction: Annotated[
-        float, typer.Argument(metavar="FRACTION", help="Of its channels: above 0, below 1.")
+        float,
+        typer.Argument(metavar="FRACTION", help="Of its channels or heads: above 0, below 1."),
     ],
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PARAMETER=VALUE]...", show_default=False),
     ] = None,
 ) -> AdaptationCommand:
-    """Remove a layer's least important channels, with all that they go into.
+    """Remove a layer's least important channels, or heads, with all that they go into.
 
     Refused if the held-out loss would be higher by over impact (0.05, a share of it).
 

@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tolaria_bus.kasmina.attention import ATTENTIONS, PrunedAttention
 from tolaria_bus.kasmina.errors import SeedRefused
 from tolaria_bus.kasmina.slot import SeedSlot
 
@@ -66,6 +67,7 @@ class Use:
         takes_in: It is the weight of a layer that takes the channels in.
         parts: How often all channels come along it, one after the other.
         slot: It is no tensor but an empty ``SeedSlot``, whose width they are.
+        heads: It is no tensor but an ``nn.MultiheadAttention``, whose heads they are.
     """
 
     name: str
@@ -74,11 +76,13 @@ class Use:
     takes_in: bool = False
     parts: int = 1
     slot: bool = False
+    heads: bool = False
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, SeedSlot) or super().is_leaf_module(m, module_qualified_name)
+        ours = isinstance(m, (SeedSlot, PrunedAttention))
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 def follow(model: nn.Module, target: str, seeds: Mapping[str, str]) -> list[Use]:
@@ -100,6 +104,7 @@ def follow(model: nn.Module, target: str, seeds: Mapping[str, str]) -> list[Use]
             name
             for name, found in modules.items()
             if (type(found) in _LAYERS and getattr(found, "groups", 1) == 1)
+            or type(found) in ATTENTIONS
             or hasattr(found, "head_layout")
         )
         raise SeedRefused("bad_parameter", f"target is {target!r}; allowed: {known or 'none'}")

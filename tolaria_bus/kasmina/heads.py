@@ -1,9 +1,8 @@
-"""Heads of attention, so far as a module says how it lays them out: what has to be cut with each.
+"""Heads of attention: what has to be cut with each.
 
-A trace can't tell heads from any other features: a view does that, inside the module. So a module
-of the user's own says it (``head_layout``), and goes by its attribute ``heads`` alone in its
-forward, which a removal lowers. ``nn.MultiheadAttention`` derives its heads' width from its own and
-can't be without one of them.
+A trace can't tell heads from any other features: a view does that, inside the module. Of
+``nn.MultiheadAttention`` it is known. A module of the user's own says how it lays them out
+(``head_layout``), and goes by its attribute ``heads`` alone in its forward, which a removal lowers.
 """
 
 from __future__ import annotations
@@ -14,8 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from tolaria_bus.kasmina.attention import ATTENTIONS
 from tolaria_bus.kasmina.channels import Use, refuse_tied, refused
+
+# Of nn.MultiheadAttention: along which dimension of it heads are, and how many parts it has.
+_TORCHS = {
+    "in_proj_weight": (0, 3),
+    "q_proj_weight": (0, 1),
+    "k_proj_weight": (0, 1),
+    "v_proj_weight": (0, 1),
+    "in_proj_bias": (0, 3),
+    "bias_k": (2, 1),
+    "bias_v": (2, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -55,19 +67,34 @@ def layout_of(module: object) -> HeadLayout | None:
     return found if isinstance(found, HeadLayout) and isinstance(module, nn.Module) else None
 
 
-def heads_of(model: nn.Module, target: str, layout: HeadLayout, seeds: Mapping[str, str]) -> Heads:
+def heads_of(model: nn.Module, target: str, seeds: Mapping[str, str]) -> Heads | None:
     """Find all that belongs to the heads of a module.
 
     Args:
         model: It is in there.
         target: Its path.
-        layout: As it declares it.
         seeds: Path of a module → the seed that grows behind it.
+
+    Returns:
+        None if it is none of which that is known.
 
     Raises:
         SeedRefused: ``bad_parameter``: its layers aren't as its layout says, share a parameter, or
             have a seed behind them.
     """
+    module = dict(model.named_modules()).get(target) if target else None
+    layout = layout_of(module)
+    if layout is not None:
+        found = _laid_out(model, target, layout, seeds)
+    elif isinstance(module, nn.MultiheadAttention) and type(module) in ATTENTIONS:
+        found = _of_torch(target, module)
+    else:
+        return None
+    refuse_tied(model, target, found.uses)
+    return found
+
+
+def _laid_out(model: nn.Module, target: str, layout: HeadLayout, seeds: Mapping[str, str]) -> Heads:
     count = getattr(model.get_submodule(target), "heads", None)
     if not isinstance(count, int) or count < 1:
         raise refused(target, f"its heads are {count!r}, and should be how many there are")
@@ -83,16 +110,47 @@ def heads_of(model: nn.Module, target: str, layout: HeadLayout, seeds: Mapping[s
             Use(f"{path}.{own}", 0, layout.width, parts=parts)
             for own, _ in layer.named_parameters(recurse=False)
         ]
-        rows = layer.weight.detach().double().abs().cpu()
-        norms += rows.view(parts, count, -1).sum((0, 2))
+        norms += _norms_of_rows(layer.weight, parts, count)
     path = f"{target}.{layout.out}"
     layer = _linear(model, target, path)
     _check(target, path, layer.weight.shape[1], count * layout.width)
     uses.append(Use(f"{path}.weight", 1, layout.width, takes_in=True))
-    columns = layer.weight.detach().double().abs().cpu()
-    norms += columns.sum(0).view(count, -1).sum(1)
-    refuse_tied(model, target, uses)
+    norms += _norms_of_columns(layer.weight, count)
     return Heads(count, uses, norms)
+
+
+def _of_torch(target: str, module: nn.MultiheadAttention) -> Heads:
+    count, width = module.num_heads, module.head_dim
+    projection = module.out_proj
+    if type(projection) not in (NonDynamicallyQuantizableLinear, nn.Linear):
+        raise refused(target, f"its out_proj is a {type(projection).__name__}, not torch's own")
+    # Else they are made of others: parametrized, masked, normed by weight.
+    plain = {
+        *(name for name, _ in module.named_parameters(recurse=False)),
+        *(f"out_proj.{name}" for name, _ in projection.named_parameters(recurse=False)),
+    }
+    uses = [Use(target, 0, heads=True), Use(f"{target}.out_proj.weight", 1, width, takes_in=True)]
+    norms = _norms_of_columns(projection.weight, count)
+    made = {"out_proj.weight"}
+    for name, (dim, parts) in _TORCHS.items():
+        tensor = getattr(module, name)
+        if tensor is None:
+            continue
+        made.add(name)
+        uses.append(Use(f"{target}.{name}", dim, width, parts=parts))
+        if name.endswith("_weight"):
+            norms += _norms_of_rows(tensor, parts, count)
+    if made - plain:
+        raise refused(target, f"its {min(made - plain)} is made of other parameters")
+    return Heads(count, uses, norms)
+
+
+def _norms_of_rows(weight: Tensor, parts: int, count: int) -> Tensor:
+    return weight.detach().double().abs().cpu().view(parts, count, -1).sum((0, 2))
+
+
+def _norms_of_columns(weight: Tensor, count: int) -> Tensor:
+    return weight.detach().double().abs().cpu().sum(0).view(count, -1).sum(1)
 
 
 def tell_heads(model: nn.Module, changed: Collection[str]) -> None:

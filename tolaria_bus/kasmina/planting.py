@@ -36,12 +36,13 @@ class Planting:
 
     Attributes:
         registry: Which parameter belongs to whom.
+        places: Of the host.
     """
 
     def __init__(self, model: nn.Module, places: Places, limits: Limits) -> None:
         self.registry = Registry()
         self._model = model
-        self._places = places
+        self.places = places
         self._limits = limits
 
     def draft(self, blueprint_id: str, place: Place, parameters: Mapping[str, float]) -> None:
@@ -60,7 +61,7 @@ class Planting:
         Raises:
             SeedRefused: ``gate_failed``.
         """
-        place = self._places.at(record.slot)
+        place = self.places.at(record.slot)
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would seed the accelerators too.
             torch.default_generator.manual_seed(record.init_seed)
@@ -78,13 +79,13 @@ class Planting:
     def uproot(self, record: SeedRecord) -> tuple[str, ...]:
         """Take a seed's module, graft and ownership away; return its parameters' names."""
         names = tuple(self.parameters(record))
-        self._places.at(record.slot).plant(None)
+        self.places.at(record.slot).plant(None)
         self.registry.release(record.seed_id)
         return names
 
     def connect(self, record: SeedRecord) -> None:
         """Let a seed have the part in the host's output, and own the parameters, of its stage."""
-        place = self._places.at(record.slot)
+        place = self.places.at(record.slot)
         if not record.grows or place.seed is None:
             return
         mode = _MODES.get(record.stage)
@@ -102,14 +103,14 @@ class Planting:
 
     def parameters(self, record: SeedRecord) -> dict[str, nn.Parameter]:
         """Return a seed's parameters by their qualified names, in the model's order."""
-        place = self._places.at(record.slot)
+        place = self.places.at(record.slot)
         if not record.grows or place.seed is None:
             return {}
         return {f"{place.prefix}.{name}": p for name, p in place.seed.named_parameters()}
 
     def left(self, record: SeedRecord) -> GateReading:
         """Gate G5 for a seed that was taken out."""
-        place = self._places.at(record.slot)
+        place = self.places.at(record.slot)
         return gates.reset(
             {
                 "modules": int(place.seed is not None),

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from tolaria_bus.kasmina import gates
+from tolaria_bus.kasmina.attention import heads_kept, keep_heads
 from tolaria_bus.kasmina.channels import Use, follow
 from tolaria_bus.kasmina.errors import SeedRefused
 from tolaria_bus.kasmina.gates import GateReading, Limits
-from tolaria_bus.kasmina.heads import heads_of, layout_of, tell_heads
+from tolaria_bus.kasmina.heads import heads_of, tell_heads
 from tolaria_bus.kasmina.operations import Moment
 from tolaria_bus.kasmina.parameters import Parameter, settled
 from tolaria_bus.kasmina.slot import SeedSlot
@@ -80,7 +81,11 @@ class Pruned:
 
 
 class Shapes:
-    """The shapes that pruning has changed, of tensors and slots, and how to have them again."""
+    """The shapes that pruning has changed, and how to have them again.
+
+    Of tensors; of a slot it is its width, and of an ``nn.MultiheadAttention`` the heads that it
+    has, by their numbers.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -92,7 +97,8 @@ class Shapes:
         """Judge a pruning; nothing changes.
 
         Args:
-            target: Path of a ``Conv2d`` or ``Linear``, or of a module with a ``head_layout``.
+            target: Path of a ``Conv2d`` or ``Linear``, of an ``nn.MultiheadAttention``, or of a
+                module with a ``head_layout``.
             fraction: Of its channels or heads, above 0 and below 1; one at least goes, and one
                 stays.
             values: See ``VALUES``.
@@ -106,9 +112,8 @@ class Shapes:
                 "bad_parameter", f"fraction is {fraction}; allowed: above 0 and below 1"
             )
         impact = settled("pruning", VALUES, values)["impact"]
-        layout = layout_of(dict(self._model.named_modules()).get(target))
-        if layout is not None:
-            heads = heads_of(self._model, target, layout, seeds)
+        heads = heads_of(self._model, target, seeds)
+        if heads is not None:
             unit, channels, uses, importance = "heads", heads.count, heads.uses, heads.importance
         else:
             uses = follow(self._model, target, seeds)
@@ -150,6 +155,10 @@ class Shapes:
             if use.slot:
                 self._set_shape(use.name, [len(plan.keep)])
                 continue
+            if use.heads:
+                had = self._shape(use.name)
+                self._set_shape(use.name, [had[head] for head in plan.keep])
+                continue
             tensor = self._tensor(use.name)
             keep = _spread(plan.keep, plan.channels, use).to(tensor.device)
             _replace(tensor, tensor.detach().index_select(use.dim, keep))
@@ -168,7 +177,7 @@ class Shapes:
         """Give everything the shape of ``wanted``, or its first one; new values are zeros.
 
         Returns:
-            The names of what has another shape now.
+            The slots that have another width now.
         """
         changed = set()
         for name in {**self._full, **wanted}:
@@ -179,7 +188,7 @@ class Shapes:
                 changed.add(name)
         self._full = {name: full for name, full in self._full.items() if name in wanted}
         self._tell_modules(changed)
-        return changed
+        return {name for name in changed if isinstance(self._named(name), SeedSlot)}
 
     @contextmanager
     def _silenced(self, plan: PruningPlan) -> Iterator[None]:
@@ -199,7 +208,7 @@ class Shapes:
                 weight.copy_(before)
 
     def _named(self, name: str) -> Any:
-        """A tensor, or a ``SeedSlot``."""
+        """A tensor, a ``SeedSlot`` or an ``nn.MultiheadAttention``."""
         path, _, own = name.rpartition(".")
         return getattr(self._model.get_submodule(path), own)
 
@@ -209,15 +218,22 @@ class Shapes:
         return tensor
 
     def _shape(self, name: str) -> list[int]:
-        found = self._named(name)
-        return [found.features] if isinstance(found, SeedSlot) else list(found.shape)
+        match self._named(name):
+            case SeedSlot() as slot:
+                return [slot.features]
+            case nn.MultiheadAttention() as attention:
+                return heads_kept(attention)
+            case tensor:
+                return list(tensor.shape)
 
     def _set_shape(self, name: str, shape: list[int]) -> None:
-        found = self._named(name)
-        if isinstance(found, SeedSlot):
-            (found.features,) = shape
-        else:
-            _replace(found, found.new_zeros(shape))
+        match self._named(name):
+            case SeedSlot() as slot:
+                (slot.features,) = shape
+            case nn.MultiheadAttention() as attention:
+                keep_heads(attention, shape)
+            case tensor:
+                _replace(tensor, tensor.new_zeros(shape))
 
     def _tell_modules(self, names: Iterable[str]) -> None:
         """Let modules know their width by their weights."""

@@ -1,5 +1,6 @@
 """What the garden tells of slots and seeds, and what it writes down of a seed."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -7,11 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from tolaria_bus.kasmina.errors import SeedRefused
 from tolaria_bus.kasmina.gates import GateReading
+from tolaria_bus.kasmina.registry import HOST
 from tolaria_bus.kasmina.slot import SlotKind
 from tolaria_bus.leyline import SeedLifecycleStage, SeedOperation
 
 Stage = SeedLifecycleStage
+_SEED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,19 @@ _GONE = frozenset(
         Stage.SEED_STAGE_RESETTING,
     }
 )
+
+
+def check_id(seed_id: str) -> None:
+    """Raise if a seed can't be called so.
+
+    Raises:
+        SeedRefused: ``bad_parameter``.
+    """
+    if not _SEED_ID.fullmatch(seed_id) or seed_id == HOST:
+        raise SeedRefused(
+            "bad_parameter",
+            f"target_seed_id is {seed_id!r}; allowed: 1 to 64 of A-Z a-z 0-9 . _ -, not {HOST}",
+        )
 
 
 def init_seed(seed: int, seed_id: str) -> int:

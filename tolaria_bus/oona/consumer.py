@@ -18,9 +18,8 @@ spares a round trip for each; the first crash is therefore counted for nobody, a
 ``max_deliveries`` times at most before it becomes a dead letter (``fatal``). Deaths after the
 handler has returned are the business of whoever took the entry on.
 
-Events: ``release_failed`` and ``unacknowledged`` (stream, error): at the end the server couldn't be
-told; ``unfinished`` (stream, entries): a stop didn't wait for them any longer; and those of
-:class:`Attempts`, :class:`Rounds`, :class:`Intake`, :class:`InFlight` and :class:`Handover`.
+Events: those of :class:`Attempts`, :class:`Rounds`, :class:`Intake`, :class:`InFlight`,
+:class:`Handover` and :class:`Release`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from redis.exceptions import RedisError
 from tolaria_bus.leyline import BusMessageType
 from tolaria_bus.oona.attempts import Attempts
 from tolaria_bus.oona.counts import Latency
-from tolaria_bus.oona.events import OnEvent, log_event, reason_of
+from tolaria_bus.oona.events import OnEvent, log_event
 from tolaria_bus.oona.handover import TRIES, Handler
 from tolaria_bus.oona.in_flight import InFlight
 from tolaria_bus.oona.intake import Intake, SyncClock
@@ -47,6 +46,7 @@ from tolaria_bus.oona.opening import Opener
 from tolaria_bus.oona.portion import BATCH
 from tolaria_bus.oona.reading import Delivered, GroupReader, Member
 from tolaria_bus.oona.received import Received
+from tolaria_bus.oona.release import Release
 from tolaria_bus.oona.rounds import Rounds
 from tolaria_bus.oona.trust import KeyRing, parse_entry_id
 
@@ -55,8 +55,6 @@ __all__ = ["BATCH", "BLOCK", "MIN_IDLE", "Consumer", "Handler", "Received"]
 BLOCK: Final = timedelta(seconds=2)
 MIN_IDLE: Final = timedelta(seconds=60)
 """A consumer that hasn't renewed its claim on an entry for so long counts as dead."""
-
-_RELEASE_LIMIT: Final = 2.0  # seconds
 
 _Round = tuple[int, list[Delivered] | None]
 """What was read after which beginning; ``None``: nothing could be."""
@@ -130,7 +128,6 @@ class Consumer:
         self.last_read = monotonic()
         self.latency = Latency()
         self.in_flight = InFlight(acks, member, on_event)
-        self._member = member
         self._reader = GroupReader(client, acks, member)
         self._intake = Intake(
             acks,
@@ -166,7 +163,7 @@ class Consumer:
         self._stopped = anyio.Event()
         self._reading = anyio.CancelScope()
         self._finishing = anyio.CancelScope()
-        self._released: anyio.Event | None = None
+        self._release: Release | None = None
 
     @property
     def handed_over(self) -> int:
@@ -217,7 +214,9 @@ class Consumer:
         Args:
             handler: Gets entries one after the other. It returns when it has taken one on.
         """
-        self._released = anyio.Event()
+        release = self._release = Release(
+            self.stream, self._reader, self.in_flight, self._intake, self._on_event
+        )
         try:
             async with anyio.create_task_group() as background:
                 background.start_soon(self.in_flight.run)
@@ -227,15 +226,15 @@ class Consumer:
                         self._intake.start(handler, tasks, self._tries)
                         await self._take_until_stopped()
                         self._intake.stop()
-                    await self._release()
+                    await release.not_handed_over()
                     while self.in_flight:
                         await self.in_flight.change()
-                await self._give_up_unfinished()
-                await self._send_last_acknowledgements()
+                await release.unfinished()
+                await release.last_acknowledgements()
                 background.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                await self._release()
+                await release.not_handed_over()
 
     async def stop(self, within: timedelta | None = None) -> None:
         """Stop reading, and let others have what wasn't handed over; ``run`` ends by itself.
@@ -249,8 +248,8 @@ class Consumer:
         self._stopped.set()
         self._intake.stop()
         self._reading.cancel()
-        if self._released is not None:
-            await self._released.wait()
+        if self._release is not None:
+            await self._release.done.wait()
 
     async def _take_until_stopped(self) -> None:
         """Take what is read, while the next is read."""
@@ -301,17 +300,6 @@ class Consumer:
     def _let_go(self, entries: list[Delivered]) -> None:
         self.in_flight.let_go(entry.entry_id for entry in entries)
 
-    async def _give_up_unfinished(self) -> None:
-        """A stop has waited long enough."""
-        await self._release()
-        left = sorted(self.in_flight.ids())
-        if left:
-            detail = {"stream": self._member.stream, "entries": " ".join(left)}
-            self._on_event("unfinished", detail)
-            for entry_id in left:
-                self.in_flight.remove(entry_id)
-            await self._try_to_release()
-
     async def _keep_claims(self) -> None:
         while True:
             await anyio.sleep(self._min_idle.total_seconds() / 3)
@@ -320,33 +308,3 @@ class Consumer:
             except (RedisError, OSError):
                 # The reader meets the same trouble, and tells of it; the next renewal is in time.
                 continue
-
-    async def _release(self) -> None:
-        """Let others have what was read and not handed over. Once."""
-        if self._released is None or self._released.is_set():
-            return
-        self._intake.stop()
-        self._intake.end()
-        try:
-            await self._try_to_release()
-        finally:
-            self._released.set()
-
-    async def _send_last_acknowledgements(self) -> None:
-        """What was finished just now isn't to come again at the next start."""
-        try:
-            with anyio.move_on_after(_RELEASE_LIMIT):
-                await self.in_flight.flush()
-        except (RedisError, OSError) as error:
-            detail = {"stream": self._member.stream, "error": reason_of(error)}
-            self._on_event("unacknowledged", detail)
-
-    async def _try_to_release(self) -> None:
-        try:
-            with anyio.move_on_after(_RELEASE_LIMIT):
-                await self.in_flight.let_go_all()
-                await self._reader.release(self.in_flight.kept())
-        except (RedisError, OSError) as error:
-            # They stay pending with us; the next to have our name begins with them.
-            detail = {"stream": self._member.stream, "error": reason_of(error)}
-            self._on_event("release_failed", detail)

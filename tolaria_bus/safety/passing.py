@@ -18,7 +18,6 @@ from typing import Final, Self
 
 from tolaria_bus.leyline import EmergencySignal
 from tolaria_bus.leyline.codec import encode
-from tolaria_bus.safety import waking
 from tolaria_bus.safety.signals import Signals
 from tolaria_bus.safety.watching import LeftSignal, SignalView
 
@@ -42,13 +41,11 @@ def pass_on(folder: Path, signal: EmergencySignal) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         signals = Signals.create(folder, NAME)
         try:
-            left = signals.emergency(encode(signal))
+            return signals.emergency(encode(signal))
         finally:
             signals.close()
     finally:
         os.close(lock)
-    waking.ring(folder)
-    return left
 
 
 def fresh(left: LeftSignal, signal: EmergencySignal, *, monotonic_ns: int, wall_ns: int) -> bool:

@@ -2,7 +2,8 @@
 
 What another process has to know though this one hangs, holds the interpreter's lock or is dead:
 that it makes steps, what it must have finished by when, and what it wanted everybody to hear. A
-step costs two stores into memory and one look at the clock; nothing here waits for anybody.
+step costs two stores into memory and one look at the clock; nothing here waits for anybody. At a
+deadline and an emergency a bell is rung, for whoever watches (:mod:`.waking`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tolaria_bus.safety import layout
+from tolaria_bus.safety import layout, waking
 from tolaria_bus.safety.layout import Phase, WorkerState
 
 
@@ -51,8 +52,11 @@ class Signals:
     loop; the others may be called from any thread.
     """
 
-    def __init__(self, memory: mmap.mmap, monotonic_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, memory: mmap.mmap, monotonic_ns: Callable[[], int], bell: bytes = b""
+    ) -> None:
         self._memory = memory
+        self._bell = bell
         self._words = memoryview(memory).cast("Q")
         self._monotonic_ns = monotonic_ns
         self._lock = threading.Lock()
@@ -79,7 +83,7 @@ class Signals:
         memory = _usable(path)
         if memory is None:
             memory = _made(path)
-        signals = cls(memory, monotonic_ns)
+        signals = cls(memory, monotonic_ns, waking.address(folder, name))
         signals._begin()
         return signals
 
@@ -188,6 +192,7 @@ class Signals:
                     )
                 slot = self._deadlines[name] = min(free)
             self._arm(slot, label, seconds)
+        waking.ring(self._bell)
         return Deadline(self, name)
 
     def clear(self, name: str) -> None:
@@ -215,6 +220,7 @@ class Signals:
             self._words[word + 1] = layout.crc(record)
             self._words[word] = number
             self._last_signal = number
+        waking.ring(self._bell)
         return True
 
     def close(self) -> None:

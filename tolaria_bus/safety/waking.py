@@ -1,39 +1,62 @@
-"""A bell at a run's folder: wakes the worker that holds it, so that it needn't look all the time.
+"""A bell at a signal block: wakes whoever looks at it, so that nobody has to look all the time.
 
-A datagram socket in Linux's abstract namespace (unix(7)), called by the folder's device and inode:
-it leaves nothing in the folder and goes with its process. It says nothing but "look"; who can't
-ring it (another network namespace, as of another container) is noticed at the next look.
+A datagram socket in Linux's abstract namespace (unix(7)), called by the device and inode of the
+block's folder: it leaves nothing in the folder and goes with its process. It says nothing but
+"look"; who can't ring it (another network namespace, as of another container) is noticed at the
+next look.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from contextlib import closing
 from pathlib import Path
 
+import anyio
+
 _DRAIN = 64
 """Rings taken at once: whoever floods the bell gets no more than a look for so many."""
 
 
-def listen(folder: Path) -> socket.socket | None:
-    """The bell of a folder, readable once it has been rung; ``None``: it can't be had here.
+def address(folder: Path, name: str) -> bytes:
+    """Where the bell of a block is; empty: there are no such bells here.
+
+    Args:
+        folder: The run's.
+        name: Of the block's file.
 
     Raises:
         OSError: There is no such folder.
     """
-    name = _name(folder)
     if not sys.platform.startswith("linux"):
+        return b""
+    found = folder.stat()
+    return f"\0tolaria-bus/{found.st_dev:x}/{found.st_ino:x}/{name}".encode()
+
+
+def listen(where: bytes) -> socket.socket | None:
+    """The bell at an address, readable once it has been rung; ``None``: it can't be had."""
+    if not where:
         return None
     bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
-        bell.bind(name)
+        bell.bind(where)
     except OSError:
-        # Somebody else has that name: he can take our rings, but not what was passed on.
+        # Somebody else has that name: he can take our rings, but not what was left.
         bell.close()
         return None
     return bell
+
+
+async def rung(bell: socket.socket | None, within: float) -> None:
+    """Wait for a ring, for so many seconds at most; without a bell, for so long."""
+    if bell is None:
+        await anyio.sleep(within)
+        return
+    with anyio.move_on_after(within):
+        await anyio.wait_readable(bell)
+    heard(bell)
 
 
 def heard(bell: socket.socket) -> None:
@@ -45,23 +68,13 @@ def heard(bell: socket.socket) -> None:
             return
 
 
-def ring(folder: Path) -> None:
-    """Wake the worker that holds a folder, if one listens; never waits.
-
-    Raises:
-        OSError: There is no such folder.
-    """
-    name = _name(folder)
-    if not sys.platform.startswith("linux"):
+def ring(where: bytes) -> None:
+    """Wake who listens at an address, if anybody does; never waits, never raises."""
+    if not where:
         return
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)) as bell:
         try:
-            bell.sendto(b"!", name)
+            bell.sendto(b"!", where)
         except OSError:
             # Nobody listens, or has so many rings that one more says nothing new.
             return
-
-
-def _name(folder: Path) -> bytes:
-    found = os.stat(folder)
-    return f"\0tolaria-bus/passed-on/{found.st_dev:x}/{found.st_ino:x}".encode()

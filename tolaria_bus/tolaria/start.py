@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +22,7 @@ from tolaria_bus.tolaria.engine.loss_watch import LossWatch
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
 from tolaria_bus.tolaria.engine.precision import StepState
+from tolaria_bus.tolaria.engine.prefetch import prefetched
 from tolaria_bus.tolaria.engine.schedule import Schedule
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
@@ -79,6 +81,9 @@ def pick_device(settings: Settings) -> torch.device:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic:
+        # cuBLAS promises the same bits only with it; older releases of torch refuse to go without.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = settings.tf32
     wanted = settings.device
@@ -197,7 +202,7 @@ def fresh_state(
             new_group_warmup_steps=settings.new_parameter_warmup_steps,
         ),
         kasmina=make_kasmina(job, model),
-        data=data,
+        data=prefetched(data, device, wanted=settings.prefetch),
         watch=LossWatch(device, factor=settings.loss_spike_factor),
         seed=settings.seed,
         engine=StepState(device, fp16=amp is torch.float16),

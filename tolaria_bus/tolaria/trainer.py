@@ -8,47 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from tolaria_bus.leyline import JournalRecord, RunStopped
-from tolaria_bus.safety import Phase, Signals
+from tolaria_bus.safety import Signals
 from tolaria_bus.settings import Settings
-from tolaria_bus.tolaria.control.epoch_end import EpochEnd
+from tolaria_bus.tolaria.assembly import assemble
 from tolaria_bus.tolaria.control.features import settle_fallbacks, tell_features
 from tolaria_bus.tolaria.control.fence import Fence
-from tolaria_bus.tolaria.control.gradients import ToldGradients, gradient_metrics
-from tolaria_bus.tolaria.control.handshake import Handshake
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.mode import held, mode_name
-from tolaria_bus.tolaria.control.observing import Observations
 from tolaria_bus.tolaria.control.outcomes import Outcomes
-from tolaria_bus.tolaria.control.phase_metrics import PhaseMetrics
-from tolaria_bus.tolaria.control.profiling import Profiling
-from tolaria_bus.tolaria.control.reporting import Reporting
 from tolaria_bus.tolaria.control.retelling import tell_newest_answer
-from tolaria_bus.tolaria.control.seeds import SeedWork
-from tolaria_bus.tolaria.control.standing import Standing
-from tolaria_bus.tolaria.control.steering import Steering
-from tolaria_bus.tolaria.control.telemetry import Telemetry
-from tolaria_bus.tolaria.control.validating import Validating
 from tolaria_bus.tolaria.engine import phases
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.loss_watch import Verdict
-from tolaria_bus.tolaria.engine.phases import PhaseClock
-from tolaria_bus.tolaria.engine.side import SideTraining
-from tolaria_bus.tolaria.engine.step import TrainStep
-from tolaria_bus.tolaria.recovery.profile_folder import ProfileFolder
+from tolaria_bus.tolaria.engine.prefetch import feature
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
 from tolaria_bus.tolaria.resuming import resume
-from tolaria_bus.tolaria.start import (
-    fresh_state,
-    pick_device,
-    plan_length,
-    step_options,
-    task_gradients,
-)
+from tolaria_bus.tolaria.start import step_options
 from tolaria_bus.tolaria.summary import Progress, RunSummary
 
 
@@ -86,109 +65,15 @@ class Trainer:
         self._settings = settings
         self._folder = folder
         self._mailbox = mailbox
-        self._device = pick_device(settings)
-        self.state, held_out = fresh_state(job, settings, self._device)
-        self._length = plan_length(job, settings, self.state.data.steps_per_epoch)
-        self._telemetry = Telemetry(
-            outbound, run, self.state, seconds=settings.telemetry_seconds, wall_ns=wall_ns
+        self._parts = parts = assemble(
+            job, settings, run, folder, mailbox, outbound, self._signals, wall_ns
         )
-        self._phases = PhaseClock()
-        phase_metrics = PhaseMetrics(self._phases, self._telemetry, self._device)
-        self._side = SideTraining(self.state.kasmina, self.state.model, job.loss)
-        tasks = task_gradients(job, settings, self.state, self._device)
-        self._step = TrainStep(
-            self.state.model,
-            job.loss,
-            self.state.optimizer,
-            self._device,
-            self.state.seed,
-            self._side,
-            tasks=tasks,
-            options=step_options(settings),
-            state=self.state.engine,
-            before_update=self._set_rates,
-            phases=self._phases,
-        )
-        told = None if tasks is None else ToldGradients(tasks, self.state, self._telemetry)
-        self._steering = Steering(
-            self.state,
-            folder,
-            settings,
-            self._telemetry,
-            job=job.name,
-            deadline=self._signals.deadline,
-            saving=partial(self._signals.phase, Phase.SAVING),
-            server_ms=mailbox.server_ms,
-        )
-        validating = Validating(
-            job,
-            self.state.model,
-            held_out,
-            self._device,
-            self._step.passes,
-            self._signals,
-            lambda: bool(mailbox.stop_reason),
-        )
-        self._seeds = self._steering.seeds = SeedWork(
-            self.state,
-            self._side,
-            folder,
-            self._telemetry,
-            validating.first,
-            note=self._steering.emergencies.note,
-        )
-        self._observations = self._steering.observations = Observations(
-            run, self.state, self._device, outbound, self._telemetry, wall_ns=wall_ns
-        )
-        self._profiling = self._steering.profiling = Profiling(
-            self.state,
-            ProfileFolder(
-                folder.path, keep=settings.profile_keep, max_bytes=settings.profile_max_mb << 20
-            ),
-            self._phases,
-            self._telemetry,
-            self._device,
-        )
+        self._steering, self._telemetry = parts.steering, parts.telemetry
+        self._reporting, self._epoch_end = parts.reporting, parts.epoch_end
+        self.state = parts.state
         self._after_crash = folder.unended
-        self._reporting = Reporting(
-            self.state,
-            self._length,
-            self._telemetry,
-            told,
-            phase_metrics,
-            Standing(self.state, folder, lambda: self._profiling.busy),
-            self._steering.emergencies,
-            lambda: self._epoch_end.boundary.validation_accuracy,
-        )
-        handshake = self._steering.handshake = Handshake(
-            run,
-            self.state,
-            settings,
-            self._steering.guards,
-            folder,
-            self._telemetry,
-            mailbox,
-            outbound,
-            behind=lambda: self._fence.recovering.behind,
-            progress=self._signals.progress,
-        )
-        self._epoch_end = EpochEnd(
-            run,
-            job.name,
-            settings,
-            self._steering,
-            validating,
-            observations=self._observations,
-            handshake=handshake,
-            seeds=self._seeds,
-            gradients=partial(gradient_metrics, self.state, tasks),
-            profiling=self._profiling,
-            clock=self._phases,
-            telemetry=self._telemetry,
-            wall_ns=wall_ns,
-        )
         self._resumed = resume(
-            run, job, settings, folder, self.state, self._device, self._telemetry
+            run, job, settings, folder, self.state, parts.device, parts.telemetry
         )
         self._fence = self._begin(mailbox, outbound, wall_ns)
         self._steering.emergencies.look()
@@ -202,11 +87,12 @@ class Trainer:
         """
         started = time.monotonic()
         state, fence, mailbox, watch = self.state, self._fence, self._mailbox, self.state.watch
-        kasmina, side, step = state.kasmina, self._side, self._step
-        signals, enter, profiling = self._signals, self._phases.enter, self._profiling
-        steering, cadence = self._steering, self._steering.cadence
-        health, checkpoints = steering.health, steering.checkpoints
+        parts, steering, telemetry = self._parts, self._steering, self._telemetry
+        kasmina, side, step, passes = state.kasmina, parts.side, parts.step, parts.step.passes
+        signals, enter, profiling = self._signals, parts.phases.enter, parts.profiling
+        health, checkpoints, cadence = steering.health, steering.checkpoints, steering.cadence
         emergencies, reporting = steering.emergencies, self._reporting
+        draw_ahead, last_step = parts.draw_ahead, parts.length.steps
         try:
             signals.begin(state.step)
             enter(phases.FENCE)
@@ -223,7 +109,7 @@ class Trainer:
                     fence.open()
                     reporting.fence()
                     health.settle()
-                    step.passes.rearm()
+                    passes.rearm()
                 if self._at_end():
                     break
                 if state.epoch_ends:
@@ -233,20 +119,23 @@ class Trainer:
                 if state.step >= kasmina.next_step or side.failed:
                     enter(phases.SEEDS)
                     reporting.seeds_changed()
-                    self._seeds.advance()
-                    step.passes.rearm()
+                    parts.seeds.advance()
+                    passes.rearm()
                 if state.step >= emergencies.next_step:
                     emergencies.ease()
                 loss = step.advance(
                     state.data, state.timeline, conservative=state.mode.conservative
                 )
                 enter(phases.LOSS)
-                if step.passes.fallbacks:
-                    settle_fallbacks(
-                        step.passes, state, self._folder, self._telemetry, emergencies.note
-                    )
+                if passes.fallbacks:
+                    settle_fallbacks(passes, state, self._folder, telemetry, emergencies.note)
                 state.step += 1
                 signals.step(state.step)
+                if draw_ahead is not None and state.step < last_step:
+                    # The device has work: this step's.
+                    enter(phases.PREFETCH)
+                    draw_ahead()
+                    enter(phases.LOSS)
                 reading = watch.push(state.step, loss)
                 if reading is not None:
                     if reading.verdict is not Verdict.OK:
@@ -255,7 +144,7 @@ class Trainer:
                     state.note(reading)
                     if checkpoints.holding:
                         checkpoints.judge()
-                if self._telemetry.due():
+                if telemetry.due():
                     enter(phases.TELEMETRY)
                     reporting.steps()
                 if cadence.includes(state.step, state.data.position):
@@ -267,8 +156,8 @@ class Trainer:
             return self._finish(started)
         except Exception as error:
             # Also while steps are run again: this has not been told before.
-            self._telemetry.replaying = False
-            self._telemetry.alert(
+            telemetry.replaying = False
+            telemetry.alert(
                 "training_failed",
                 f"{type(error).__name__}: {error}",
                 critical=True,
@@ -276,9 +165,9 @@ class Trainer:
             )
             raise
         finally:
-            self._phases.stop()
-            self._profiling.close(self._settings.drain_seconds)
-            self._steering.checkpoints.close(self._settings.drain_seconds)
+            parts.phases.stop()
+            profiling.close(self._settings.drain_seconds)
+            checkpoints.close(self._settings.drain_seconds)
 
     # Start and end
 
@@ -299,16 +188,17 @@ class Trainer:
         )
         self._telemetry.event(
             "resumed" if resumed.checkpoint else "started",
-            f"at step {state.step} of {self._length.steps}",
+            f"at step {state.step} of {self._parts.length.steps}",
             checkpoint=resumed.checkpoint,
             records_to_replay=len(resumed.replay),
         )
         tell_features(
             step_options(self._settings),
-            self._device,
+            self._parts.device,
             state,
             self._telemetry,
             sample_losses=self._job.sample_losses is not None,
+            prefetch=feature(state.data, self._parts.device, wanted=self._settings.prefetch),
         )
         self._steering.fence = fence
         tell_newest_answer(folder, Outcomes(self.run_id, state, wall_ns), outbound)
@@ -321,7 +211,7 @@ class Trainer:
         steering = self._steering
         if self._mailbox.stop_reason:
             steering.stop(self._mailbox.stop_reason)
-        elif self._length.reached(self.state):
+        elif self._parts.length.reached(self.state):
             if not steering.health.check():
                 return self._at_end()
             steering.stop("finished")
@@ -340,8 +230,8 @@ class Trainer:
         stopped = RunStopped(stopped_by=self._steering.stopping, weights_sha256=weights)
         self._folder.write(state.stamp(JournalRecord(stopped=stopped)))
         if self._steering.stopping == "finished":
-            self._seeds.terminate()
-            self._observations.end_run()
+            self._parts.seeds.terminate()
+            self._parts.observations.end_run()
         self._reporting.end()
         done = state.step - self._first_step
         return RunSummary(
@@ -370,21 +260,11 @@ class Trainer:
     def _hold(self, waits: bool) -> None:
         if waits:
             self._reporting.fence()
-        self._phases.enter(phases.HELD if waits else phases.FENCE)
+        self._parts.phases.enter(phases.HELD if waits else phases.FENCE)
 
     def _saving_due(self) -> bool:
         every = self._settings.checkpoint_every_steps
         return every is not None and self.state.step % every == 0
-
-    def _set_rates(self) -> None:
-        # Just before the update: no weight sees a foreign rate, though the job's loss set it. So
-        # a correction is a note, and not a decision to replay.
-        for found in self.state.learning_rate.apply(self.state.step):
-            self._telemetry.alert(
-                "learning_rate_corrected",
-                f"group {found.group} had {found.found:g}, set back to {found.expected:g}",
-                group=found.group,
-            )
 
     @property
     def standing(self) -> Mapping[str, Any]:

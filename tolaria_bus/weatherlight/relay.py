@@ -38,6 +38,7 @@ class Relay:
     Attributes:
         overruns: Deadlines that were overrun, by name.
         relayed: Signals that were sent.
+        next_due_ns: When the next deadline is overrun, by that clock; 0 if none is set.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Relay:
     ) -> None:
         self.overruns: dict[str, int] = {}
         self.relayed = 0
+        self.next_due_ns = 0
         self._run = run
         self._teller = teller
         self._pass_on = pass_on
@@ -76,6 +78,8 @@ class Relay:
             if now > deadline.due_ns and key not in self._overdue:
                 self._overdue[key] = deadline
                 self._tell_overrun(deadline, view, identity)
+        waits = (deadline.due_ns for key, deadline in armed.items() if key not in self._overdue)
+        self.next_due_ns = min(waits, default=0)
         for key in self._overdue.keys() - armed.keys():
             late = (now - self._overdue.pop(key).due_ns) / 1e9
             self._teller.event(

@@ -7,14 +7,16 @@ that hangs obeys nothing less, and because nothing is lost by it.
 
 from __future__ import annotations
 
+import socket
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 import anyio
 
-from tolaria_bus.safety import Phase, SignalView, WorkerState
+from tolaria_bus.safety import Phase, SignalView, WorkerState, layout, waking
 from tolaria_bus.safety.watching import Identity
 from tolaria_bus.weatherlight.judging import Health, Judge, Look
 from tolaria_bus.weatherlight.process import STACKS, WorkerProcess
@@ -22,11 +24,12 @@ from tolaria_bus.weatherlight.relay import Relay
 from tolaria_bus.weatherlight.telling import Teller
 from tolaria_bus.weatherlight.terms import Terms
 
-TICK: Final = 0.02
-"""Seconds between two looks at a block: a signal that is left there is sent within these."""
+TICK: Final = 0.1
+"""Seconds between two looks at a block, and two questions to the kernel whether its writer lives.
 
-_ALIVE_EVERY: Final = 5
-"""Looks between two questions to the kernel whether the process is there."""
+What must be heard at once, an emergency or a deadline, rings."""
+BLIND_TICK: Final = 0.02
+"""Between two looks where there is no bell."""
 _DRAIN_MARGIN: Final = 10.0
 """Seconds that a worker gets for leaving on top of its own deadline for that."""
 _STACK_SHOWN: Final = 4000
@@ -111,16 +114,23 @@ class Vigil:
         Args:
             stop: Once it is set, the process is asked to stop.
         """
+        with ExitStack() as stack:
+            bell = waking.listen(waking.address(self._process.folder, layout.NAME))
+            if bell is not None:
+                stack.enter_context(bell)
+            return await self._keep(stop, bell)
+
+    async def _keep(self, stop: anyio.Event, bell: socket.socket | None) -> End:
         process, view = self._process, self._view
         leaving_since: float | None = None
-        asked, looks = False, 0
+        asked, ask_next = False, 0.0
         while True:
-            if looks % _ALIVE_EVERY == 0:
+            if time.monotonic() >= ask_next:
+                ask_next = time.monotonic() + TICK
                 view.refresh()
                 if not process.alive():
                     return self._ended()
                 self._look_for_a_freeze()
-            looks += 1
             self._look()
             if self._condition.health is Health.HUNG:
                 return await self._end_hung()
@@ -133,7 +143,14 @@ class Vigil:
                 leaving_since = now
             if leaving_since is not None and now - leaving_since > self._patience:
                 return await self._end_lingering()
-            await anyio.sleep(TICK)
+            await waking.rung(bell, self._until_next_look(blind=bell is None))
+
+    def _until_next_look(self, *, blind: bool) -> float:
+        due = self._relay.next_due_ns
+        if blind or not due:
+            return BLIND_TICK if blind else TICK
+        # At its very moment a deadline isn't overrun yet.
+        return min(TICK, max(0, due - time.monotonic_ns()) / 1e9 + 0.001)
 
     @property
     def _patience(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from google.protobuf.message import Message
 
@@ -17,8 +17,6 @@ from tolaria_bus.leyline import (
     MessagePriority,
     Settlement,
     SystemStatePacket,
-    TelemetryEvent,
-    TelemetryLevel,
     TelemetryPacket,
 )
 from tolaria_bus.leyline.codec import encode, short_name
@@ -27,7 +25,7 @@ from tolaria_bus.oona.dead_letters import build
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.resent import is_resent
 from tolaria_bus.oona.scripts import Entry
-from tolaria_bus.oona.sealing import new_message_id, seal
+from tolaria_bus.oona.sealing import seal
 from tolaria_bus.oona.streams import Streams
 from tolaria_bus.oona.trust import KeyRing
 from tolaria_bus.safety import Signals
@@ -250,29 +248,6 @@ def passed_delivery(signal: EmergencySignal, run: str) -> Delivery | None:
         source=signal.origin,
         priority=MessagePriority.MESSAGE_PRIORITY_CRITICAL,
     )
-
-
-def bus_event(
-    run: str, name: str, detail: Mapping[str, str], priority: MessagePriority.ValueType
-) -> TelemetryPacket:
-    """An event of the bus itself as telemetry."""
-    loud = priority >= MessagePriority.MESSAGE_PRIORITY_HIGH
-    level = TelemetryLevel.TELEMETRY_LEVEL_WARNING if loud else TelemetryLevel.TELEMETRY_LEVEL_INFO
-    text = ", ".join(f"{key} {value}" for key, value in detail.items())
-    packet = TelemetryPacket(
-        packet_id=new_message_id(),
-        source_subsystem="oona",
-        level=level,
-        training_run_id=run,
-        priority=priority,
-        events=[
-            TelemetryEvent(
-                event_id=name, description=text or name, level=level, attributes=dict(detail)
-            )
-        ],
-    )
-    packet.timestamp.GetCurrentTime()
-    return packet
 
 
 COMMANDS = frozenset({BusMessageType.BUS_MESSAGE_TYPE_ADAPTATION_COMMAND})

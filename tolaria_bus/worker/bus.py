@@ -13,8 +13,6 @@ import structlog
 from prometheus_client.registry import CollectorRegistry
 
 from tolaria_bus.configured import copies
-from tolaria_bus.leyline import BusMessageType, MessagePriority
-from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer
 from tolaria_bus.oona.dead_letters import begun_key
@@ -30,7 +28,7 @@ from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.summary import Progress
-from tolaria_bus.worker.bridge import BusOutbound, bus_event
+from tolaria_bus.worker.bridge import BusOutbound
 from tolaria_bus.worker.clock import ClockKeeper
 from tolaria_bus.worker.draining import Drain
 from tolaria_bus.worker.holding import make_lease, refuse_known_run
@@ -38,30 +36,7 @@ from tolaria_bus.worker.inbound import Inbound
 from tolaria_bus.worker.measuring import measure
 from tolaria_bus.worker.presence import Presence
 from tolaria_bus.worker.readers import GROUP, make_consumers, shared_group
-
-LOUD = frozenset(
-    {
-        "bad_signatures",
-        "entries_cut",
-        "entries_lost",
-        "fenced",
-        "group_recreated",
-        "group_removed",
-        "lease_lost",
-        "length_limit",
-        "letters_cut",
-        "refused",
-        "signal_refused",
-        "spool_failed",
-        "stream_blocked",
-        "stream_mended",
-        "unreadable",
-        "unsendable",
-        "unspooled",
-    }
-)
-"""Events of the bus that somebody has to know."""
-SIGNAL = short_name(BusMessageType, BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL)
+from tolaria_bus.worker.telling import tell
 
 
 class Bus:
@@ -303,14 +278,4 @@ class Bus:
         """Something happened to the bus, or came by it: to the log, and to everybody."""
         if name == "reconnected":
             self._clock_keeper.ask()
-        loud = name in LOUD
-        (self._log.warning if loud else self._log.info)(name, **detail)
-        priority = (
-            MessagePriority.MESSAGE_PRIORITY_HIGH
-            if loud
-            else MessagePriority.MESSAGE_PRIORITY_NORMAL
-        )
-        self.outbound.telemetry(bus_event(self._run, name, detail, priority), priority)
-        if name == "dead_letter" and detail["kind"] == SIGNAL:
-            # Whoever forges one, or whose signals nobody can obey, is somebody's business at once.
-            self.tell("signal_refused", detail)
+        tell(name, detail, run=self._run, outbound=self.outbound, log=self._log)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-import anyio
 from google.protobuf.message import DecodeError
 
 from tolaria_bus.safety import waking
 from tolaria_bus.safety.emergency_signal import UnusableSignal
-from tolaria_bus.safety.passing import PassedOn
+from tolaria_bus.safety.passing import NAME, PassedOn
 from tolaria_bus.tolaria.control.mailbox import Mailbox
 from tolaria_bus.worker.bridge import passed_delivery
 
@@ -42,7 +40,7 @@ async def obey_passed_on(
     """
     with ExitStack() as stack:
         inbox = stack.enter_context(PassedOn(folder))
-        bell = waking.listen(folder)
+        bell = waking.listen(waking.address(folder, NAME))
         if bell is not None:
             stack.enter_context(bell)
         while True:
@@ -54,13 +52,4 @@ async def obey_passed_on(
             except (DecodeError, UnusableSignal) as error:
                 detail = {"stream": folder.name, "reason": "malformed", "detail": str(error)}
                 on_event("signal_refused", detail)
-            await _next_look(bell)
-
-
-async def _next_look(bell: socket.socket | None) -> None:
-    if bell is None:
-        await anyio.sleep(BLIND_LOOK_SECONDS)
-        return
-    with anyio.move_on_after(LOOK_SECONDS):
-        await anyio.wait_readable(bell)
-    waking.heard(bell)
+            await waking.rung(bell, BLIND_LOOK_SECONDS if bell is None else LOOK_SECONDS)

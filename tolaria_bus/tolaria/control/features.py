@@ -10,7 +10,7 @@ import torch
 from tolaria_bus.leyline import Decision, JournalRecord
 from tolaria_bus.safety import emergency
 from tolaria_bus.tolaria.control.telemetry import Telemetry
-from tolaria_bus.tolaria.engine.options import StepOptions, features, line
+from tolaria_bus.tolaria.engine.options import Feature, StepOptions, features, line
 from tolaria_bus.tolaria.engine.passes import Passes
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
@@ -27,6 +27,7 @@ def tell_features(
     telemetry: Telemetry,
     *,
     sample_losses: bool,
+    prefetch: Feature,
 ) -> None:
     """Say in one event, and in a metric for each feature, what is on and why the rest is off."""
     found = features(
@@ -34,11 +35,27 @@ def tell_features(
         device,
         optimizer=state.optimizer.optimizer,
         sample_losses=sample_losses,
+        prefetch=prefetch,
         fallen=state.engine.fallen,
     )
     telemetry.event("engine", line(found), **{each.name: each.value or "off" for each in found})
     telemetry.metrics(
         {f"tolaria.engine.{each.name.replace(' ', '_')}": (float(each.on), "") for each in found}
+    )
+
+
+def tell_prefetch_off(telemetry: Telemetry, why: str) -> None:
+    """Say that batches are copied when they are due from now on. No weight depends on it."""
+    telemetry.event("prefetch_off", f"batches are copied when they are due from now on: {why}")
+    telemetry.metrics({"tolaria.engine.prefetch": (0.0, "")})
+
+
+def tell_plain_validation(telemetry: Telemetry, why: str) -> None:
+    """Say that the held-out data are measured without autocast. No weight depends on it."""
+    telemetry.event(
+        "validation_fallback",
+        f"the held-out data are measured without autocast: with it, {why}",
+        feature="amp",
     )
 
 

@@ -14,8 +14,9 @@ from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.loss_watch import LossReading, Verdict
 from tolaria_bus.tolaria.recovery.ledger import id_at
-from tolaria_bus.tolaria.recovery.rollback import ACCURACY, FAST, FULL, Halt, Remedy, Rollback
+from tolaria_bus.tolaria.recovery.rollback import FAST, FULL, Halt
 from tolaria_bus.tolaria.recovery.state import TrainingState
+from tolaria_bus.tolaria.recovery.targets import ACCURACY, Remedy, Targets
 
 LEAST_COLLAPSE: Final = 0.1
 """An accuracy that fell by less is no collapse, whatever share of the best it is."""
@@ -28,7 +29,7 @@ class Health:
         state: Of the run.
         settings: When an accuracy has collapsed, and how an automatic rollback is done.
         telemetry: Gets the alerts.
-        rollback: Knows the remedies.
+        targets: Knows the remedies.
         behind: Are journaled steps being run again? Then nothing is decided anew.
         go_back: Does a rollback; see :meth:`.steering.Steering.roll_back`.
         note: Told the cause of an emergency that a rollback follows.
@@ -40,7 +41,7 @@ class Health:
         state: TrainingState,
         settings: Settings,
         telemetry: Telemetry,
-        rollback: Rollback,
+        targets: Targets,
         *,
         behind: Callable[[], bool],
         go_back: Callable[..., object],
@@ -50,7 +51,7 @@ class Health:
         self._state = state
         self._settings = settings
         self._telemetry = telemetry
-        self._rollback = rollback
+        self._targets = targets
         self._behind = behind
         self._go_back = go_back
         self._note = note
@@ -84,7 +85,7 @@ class Health:
         """A step went wrong: go back to a state that was good; halt if that doesn't help."""
         cause = bad.verdict.value
         self._heal(
-            self._rollback.remedy(cause, bad.step),
+            self._targets.remedy(cause, bad.step),
             "loss_" + cause,
             f"loss {bad.loss:.6g} at step {bad.step}",
             cause=cause,
@@ -110,7 +111,7 @@ class Health:
             state.best_accuracy = max(best, accuracy)
             return True
         self._heal(
-            self._rollback.remedy(ACCURACY, state.step),
+            self._targets.remedy(ACCURACY, state.step),
             "accuracy_collapsed",
             f"accuracy {accuracy:.4g} at step {state.step}, it was {best:.4g}",
             cause=ACCURACY,

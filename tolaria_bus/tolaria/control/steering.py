@@ -27,6 +27,7 @@ from tolaria_bus.tolaria.recovery.restore_points import Cadence, NoTarget, Targe
 from tolaria_bus.tolaria.recovery.rollback import FAST, FULL, Halt, Rollback, describe
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.state import TrainingState
+from tolaria_bus.tolaria.recovery.targets import Targets
 
 if TYPE_CHECKING:
     from tolaria_bus.tolaria.control.fence import Fence
@@ -100,20 +101,22 @@ class Steering:
             mark=self._mark_checkpoints,
             note=note,
         )
-        self._rollback = Rollback(
+        snapshots = self.checkpoints.snapshots
+        self._targets = Targets(
             state,
             folder,
-            self.checkpoints.snapshots,
+            snapshots,
             self.cadence,
             settle=self.checkpoints.wait,
             clean_steps=settings.rollback_clean_steps,
             lr_factor=settings.rollback_lr_factor,
         )
+        self._rollback = Rollback(state, folder, snapshots)
         self.health = Health(
             state,
             settings,
             telemetry,
-            self._rollback,
+            self._targets,
             behind=lambda: self.fence.recovering.behind,
             go_back=self.roll_back,
             note=self.emergencies.note,
@@ -175,10 +178,10 @@ class Steering:
         self.health.look()
         try:
             if target_step is not None:
-                return self._rollback.at_step(target_step)
+                return self._targets.at_step(target_step)
             if target_epoch is not None:
-                return self._rollback.at_epoch(target_epoch)
-            return self._rollback.newest()
+                return self._targets.at_epoch(target_epoch)
+            return self._targets.newest()
         except NoTarget as error:
             raise CommandRefused("no_checkpoint", str(error)) from error
 

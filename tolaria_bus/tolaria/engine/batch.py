@@ -21,6 +21,21 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return batch
 
 
+def page_locked(batch: Any) -> Any:
+    """Return ``batch`` with every plain tensor of the CPU's in page-locked memory.
+
+    The others stay: a dataset's may be on the device already.
+    """
+    return map_tensors(
+        batch, lambda tensor: tensor.pin_memory() if tensor.is_cpu and is_plain(tensor) else tensor
+    )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Is it one block of memory: neither sparse nor nested?"""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return ``batch`` with every tensor on ``device``; from page-locked memory without waiting."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))

@@ -16,13 +16,13 @@ What can't be indexed by position, or brings a state of its own, is gone through
 
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tolaria_bus.tolaria.engine.batch import map_tensors, to_device
+from tolaria_bus.tolaria.engine.batch import page_locked, to_device
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.loader_stream import LoaderStream, is_stateful
 from tolaria_bus.tolaria.engine.seeding import Domain, mix
@@ -96,6 +96,11 @@ class BatchStream:
         """Nothing: a resume is exact."""
         return ""
 
+    @property
+    def seeds_generators(self) -> bool:
+        """Does :meth:`next` seed the global generators, as the dataset is read in this process?"""
+        return self._tensors is None and not self._source.workers
+
     def next(self) -> Any:
         """Return the batch at ``position`` and move on by one.
 
@@ -112,7 +117,7 @@ class BatchStream:
             batch = self._fetch[self._request(position)]
         self._position = position + 1
         if self._pin and not self._source.workers:
-            batch = map_tensors(batch, Tensor.pin_memory)
+            batch = page_locked(batch)
         return batch
 
     def seek(self, position: int, timeline: int | None = None) -> None:
@@ -177,8 +182,39 @@ class BatchStream:
         return torch.Generator().manual_seed(mix(self._seed, Domain.LOADER))
 
 
-TrainingBatches = BatchStream | LoaderStream
-"""What the trainer draws its batches from."""
+class TrainingBatches(Protocol):
+    """What the trainer draws its batches from, and what of it must survive."""
+
+    @property
+    def position(self) -> int:
+        """How many batches have been drawn since the start of the run."""
+
+    @property
+    def timeline(self) -> int:
+        """The timeline whose augmentations are drawn."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+
+    @property
+    def caution(self) -> str:
+        """What a user should know about resuming with this data, or empty."""
+
+    def next(self) -> Any:
+        """Return the batch at ``position`` and move on by one."""
+
+    def seek(self, position: int, timeline: int | None = None) -> None:
+        """Go to ``position``, and to another timeline if one is given."""
+
+    def own_state(self) -> dict[str, Any]:
+        """What beside position and timeline says where it is."""
+
+    def restore(self, position: int, timeline: int, own: Mapping[str, Any]) -> None:
+        """Go to where it was when :meth:`own_state` gave ``own``."""
+
+    def close(self) -> None:
+        """Stop worker processes, if there are any; it can still be used."""
 
 
 def training_batches(
@@ -188,7 +224,7 @@ def training_batches(
     *,
     timeline: int = 0,
     pin_memory: bool = False,
-) -> TrainingBatches:
+) -> BatchStream | LoaderStream:
     """Return the training batches of a run, exactly resumable as far as ``data`` allows.
 
     A map-style dataset, and a DataLoader over one, is positioned from here. A loader that tells its

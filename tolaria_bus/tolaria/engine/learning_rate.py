@@ -12,16 +12,16 @@ no weight sees it. ``apply`` costs about 1 µs for each group.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 from tolaria_bus.tolaria.engine.figures import Figure
+from tolaria_bus.tolaria.engine.group_rate import GroupRate, RateChange, check_rate
 from tolaria_bus.tolaria.engine.job_errors import JobError
 from tolaria_bus.tolaria.engine.numbers import is_number
 from tolaria_bus.tolaria.engine.schedule import LearningRateRefused, Schedule, factor_at, whole
 
 MAX_LEARNING_RATE = 100.0
-NEW_GROUP_START = 0.1
 NEW_GROUP_EPOCHS = 10
 
 __all__ = [
@@ -49,40 +49,6 @@ class Correction(NamedTuple):
     group: str
     found: float
     expected: float
-
-
-class RateChange(NamedTuple):
-    """A change of base rates that has been judged: a new rate, or a factor."""
-
-    rate: float | None
-    factor: float | None
-    warmup_steps: int
-    group: str
-
-
-@dataclass(slots=True)
-class _Rate:
-    """One group's rate: a base that moves from ``start`` to ``base`` in ``ramp_steps`` steps."""
-
-    start: float
-    base: float
-    ramp_from: int = 0
-    ramp_steps: int = 0
-    born: int = 0
-    growth_steps: int = 0
-    applied: float = 0.0
-
-    def base_at(self, step: int) -> float:
-        done = step - self.ramp_from
-        if done >= self.ramp_steps:
-            return self.base
-        return self.start + (self.base - self.start) * (max(done, 0) / self.ramp_steps)
-
-    def growth_at(self, step: int) -> float:
-        age = step - self.born
-        if age >= self.growth_steps:
-            return 1.0
-        return NEW_GROUP_START + (1.0 - NEW_GROUP_START) * (max(age, 0) / self.growth_steps)
 
 
 class LearningRateController:
@@ -121,15 +87,15 @@ class LearningRateController:
         self._growth_steps = default if new_group_warmup_steps is None else new_group_warmup_steps
         self._max_lr = max_lr
         self.corrections = 0
-        self._rates: dict[str, _Rate] = {}
+        self._rates: dict[str, GroupRate] = {}
         for name, group in self._groups():
             # A tensor as the rate would be compared, and copied to the host, at each step.
             rate = group["lr"] = float(group["lr"])
             try:
-                self._check_rate("learning_rate", rate)
+                check_rate("learning_rate", rate, self._max_lr)
             except LearningRateRefused as error:
                 raise JobError(f"the job's optimizer, group {name!r}: {error}") from error
-            self._rates[name] = _Rate(start=rate, base=rate, applied=rate)
+            self._rates[name] = GroupRate(start=rate, base=rate, applied=rate)
         for name in self.schedule.groups:
             if name not in self._rates:
                 raise LearningRateRefused("schedule.groups", name, ", ".join(self._rates))
@@ -193,7 +159,7 @@ class LearningRateController:
         if (rate is None) == (factor is None):
             raise LearningRateRefused("learning_rate", rate, "exactly one of it and a factor")
         if rate is not None:
-            self._check_rate("learning_rate", rate)
+            check_rate("learning_rate", rate, self._max_lr)
         if factor is not None:
             self._check_factor(factor, group)
         return RateChange(rate, factor, steps, group or "")
@@ -208,12 +174,7 @@ class LearningRateController:
         for name, group in self._groups():
             if change.group in {"", name} and name in self._rates:
                 rate = self._rates[name]
-                rate.start = rate.base_at(step)
-                if change.factor is not None:
-                    rate.base = rate.start * change.factor
-                elif change.rate is not None:
-                    rate.base = change.rate
-                rate.ramp_from, rate.ramp_steps = step, change.warmup_steps
+                rate.change(change, step)
                 bases[name] = rate.base
                 # In force at once for whoever looks; a rate that was tampered with is apply's.
                 if group["lr"] == rate.applied:
@@ -243,7 +204,7 @@ class LearningRateController:
         group = dict(self._groups())[name]
         host = next(iter(self._rates.values()))
         growth_steps = self._growth_steps if warmup_steps is None else warmup_steps
-        self._rates[name] = _Rate(
+        self._rates[name] = GroupRate(
             start=host.start,
             base=host.base,
             ramp_from=host.ramp_from,
@@ -289,7 +250,7 @@ class LearningRateController:
         Raises:
             ValueError: the optimizer's groups are not those of the state.
         """
-        saved = {name: _Rate(**rate) for name, rate in state["groups"].items()}
+        saved = {name: GroupRate(**rate) for name, rate in state["groups"].items()}
         groups = dict(self._groups())
         if saved.keys() != groups.keys():
             raise ValueError(
@@ -312,7 +273,7 @@ class LearningRateController:
         for name in self._rates.keys() - set(present):
             self.release(name)
 
-    def _wanted(self, name: str, rate: _Rate, step: int) -> float:
+    def _wanted(self, name: str, rate: GroupRate, step: int) -> float:
         scheduled = factor_at(self.schedule.of(name), step, self._total_steps)
         return rate.base_at(step) * scheduled * rate.growth_at(step)
 
@@ -320,12 +281,5 @@ class LearningRateController:
         if not is_number(factor) or factor <= 0:
             raise LearningRateRefused("factor", factor, "a finite number above 0")
         for name, rate in self._rates.items():
-            ends = (rate.start * factor, rate.base * factor)
-            if group in {None, "", name} and not 0 < min(ends) <= max(ends) <= self._max_lr:
-                allowed = f"a factor that keeps the rate above 0 and at most {self._max_lr:g}"
-                raise LearningRateRefused("factor", factor, allowed)
-
-    def _check_rate(self, field: str, value: object) -> None:
-        if not is_number(value) or not 0 < value <= self._max_lr:
-            allowed = f"a finite number above 0 and at most {self._max_lr:g}"
-            raise LearningRateRefused(field, value, allowed)
+            if group in {None, "", name}:
+                rate.check_factor(factor, self._max_lr)

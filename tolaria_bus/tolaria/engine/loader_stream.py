@@ -17,9 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from tolaria_bus.tolaria.engine.batch import map_tensors
+from tolaria_bus.tolaria.engine.batch import page_locked
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.seeding import Domain, mix, seed_globals, seeded
 
@@ -107,7 +106,7 @@ class LoaderStream:
             self._draw(self._position - self._behind - 1)
         batch = self._draw(self._position)
         self._position += 1
-        return map_tensors(batch, Tensor.pin_memory) if self._pin else batch
+        return page_locked(batch) if self._pin else batch
 
     def seek(self, position: int, timeline: int | None = None) -> None:
         """Go forward to ``position``, and to another timeline if one is given.

@@ -10,25 +10,31 @@ survives a process in which the parameters are other objects, and a change of st
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tolaria_bus.tolaria.engine import optimizer_groups
 from tolaria_bus.tolaria.engine.figures import Figure
 from tolaria_bus.tolaria.engine.hyperparameters import OptimizerRefused, check, settable
-from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
-from tolaria_bus.tolaria.engine.optimizer_carry import Carried, carry_over
+from tolaria_bus.tolaria.engine.job_errors import JobError
+from tolaria_bus.tolaria.engine.optimizer_carry import Carried
 from tolaria_bus.tolaria.engine.optimizer_classes import (
     DEFAULT_LEARNING_RATE,
-    UNUSABLE,
     Factory,
+    default_optimizer,
     find,
+    made_by,
     make,
-    options,
+)
+from tolaria_bus.tolaria.engine.optimizer_rebuild import (
+    Rebuild,
+    RebuildFailed,
+    plan_rebuild,
+    rebuilt,
 )
 from tolaria_bus.tolaria.engine.optimizer_state import (
-    NOT_HYPERPARAMETERS,
     OptimizerStateMismatch,
     export,
     load_parameter,
@@ -50,24 +56,6 @@ __all__ = [
 ]
 
 
-class RebuildFailed(RuntimeError):
-    """The new optimizer could not be made. The old one is in use, as it was."""
-
-
-class Rebuild(NamedTuple):
-    """A change of the optimizer's class that has been judged."""
-
-    cls: type[Optimizer]
-    values: Mapping[str, Any]
-
-
-def default_optimizer(
-    params: Iterable[nn.Parameter], lr: float = DEFAULT_LEARNING_RATE
-) -> Optimizer:
-    """AdamW, in torch's fastest form for where the parameters are."""
-    return make(find("AdamW"), [{"params": list(params)}], {"lr": lr})
-
-
 class OptimizerManager:
     """Owns the optimizer of one model.
 
@@ -81,7 +69,8 @@ class OptimizerManager:
 
     Attributes:
         optimizer: The torch optimizer in use now; ask for it at each step.
-        version: Rises with each change of the parameters that are optimized, or of the class.
+        version: Rises with each change of the parameters that are optimized, of their shapes too,
+            or of the class.
 
     Raises:
         JobError: the factory failed, or made something that can't be used here.
@@ -95,7 +84,7 @@ class OptimizerManager:
         self.version = 0
         self._rebuilds = self._failures = self._skips = 0
         self._seconds = 0.0
-        self.optimizer = _make(factory or default_optimizer, [p for _, p in named])
+        self.optimizer = made_by(factory or default_optimizer, [p for _, p in named])
         self._job_class = self.name
         # What a run may come back to, though torch doesn't have it.
         self._own = {self.name: type(self.optimizer)}
@@ -120,7 +109,7 @@ class OptimizerManager:
 
     def group_names(self) -> list[str]:
         """Return the names of the groups, in order."""
-        return [group["name"] for group in self.param_groups]
+        return optimizer_groups.group_names(self.optimizer)
 
     def parameter_names(self, group: str | None = None) -> list[str]:
         """Return the qualified names of a group's parameters (None: of all), in order."""
@@ -151,7 +140,7 @@ class OptimizerManager:
         if not named:
             raise ValueError(f"there is no parameter to optimize for the group {group!r}")
         with self._counted():
-            self._add(group, named)
+            optimizer_groups.add(self.optimizer, group, named, self._names)
 
     def remove_parameters(self, names: Iterable[str]) -> None:
         """Let parameters leave, with their state; a group left empty goes too.
@@ -168,7 +157,8 @@ class OptimizerManager:
         if len(leaving) == len(self._names):
             raise ValueError("no parameter would be left")
         with self._counted():
-            self._drop({p for p, name in self._names.items() if name in leaving})
+            gone = {p for p, name in self._names.items() if name in leaving}
+            optimizer_groups.drop(self.optimizer, gone, self._names)
 
     def remove_group(self, group: str) -> None:
         """Let a group leave, with its parameters and their state.
@@ -189,6 +179,7 @@ class OptimizerManager:
             dim: Along which it was cut.
             keep: Indices of what stayed.
         """
+        self.version += 1
         for parameter, known in self._names.items():
             state = self.optimizer.state.get(parameter, {}) if known == name else {}
             for key, value in state.items():
@@ -199,7 +190,7 @@ class OptimizerManager:
 
     def hyperparameters(self, group: str = HOST_GROUP) -> dict[str, Any]:
         """Return what ``set_hyperparameters`` may change, as it is now."""
-        found = self._group(group)
+        found = optimizer_groups.find_group(self.optimizer, group)
         if found is None:
             raise OptimizerRefused("group", group, ", ".join(self.group_names()))
         return {name: found[name] for name in settable(self.optimizer)}
@@ -232,8 +223,7 @@ class OptimizerManager:
         Raises:
             OptimizerRefused: naming the field, its value and what is allowed.
         """
-        cls = find(name, self._own)
-        return Rebuild(cls, options(cls, values))
+        return plan_rebuild(name, values, self._own)
 
     def rebuild(self, plan: Rebuild) -> Carried:
         """Go on with another class: the same groups at the same rates, what it keeps of the state.
@@ -245,16 +235,7 @@ class OptimizerManager:
             RebuildFailed: it could not be made; the old optimizer is in use, as it was.
         """
         with self._counted():
-            try:
-                made = make(plan.cls, self._as_arguments(), plan.values)
-                carried = carry_over(self.optimizer, made)
-            except Exception as error:
-                text = " ".join(str(error).split())
-                raise RebuildFailed(
-                    f"{plan.cls.__name__} could not be made, {self.name} goes on: "
-                    f"{type(error).__name__}: {text}"
-                ) from error
-            self.optimizer = made
+            self.optimizer, carried = rebuilt(self.optimizer, plan)
         return carried
 
     def skip(self) -> None:
@@ -315,7 +296,8 @@ class OptimizerManager:
         if meta["class"] != self.name:
             self.optimizer = self._saved_class(meta)
         self.version += 1
-        self._regroup({g["name"]: g["parameters"] for g in meta["groups"]}, parameters)
+        wanted = {g["name"]: g["parameters"] for g in meta["groups"]}
+        optimizer_groups.regroup(self.optimizer, wanted, parameters, self._names)
         for saved, group in zip(meta["groups"], self.param_groups, strict=True):
             group.update(saved_hyperparameters(saved))
             for parameter in group["params"]:
@@ -325,24 +307,13 @@ class OptimizerManager:
     def _saved_class(self, meta: Mapping[str, Any]) -> Optimizer:
         """Make an optimizer of a saved state's class; its hyperparameters come with the state."""
         try:
-            return make(find(meta["class"], self._own), self._as_arguments(), {})
+            return make(
+                find(meta["class"], self._own), optimizer_groups.as_arguments(self.optimizer), {}
+            )
         except Exception as error:
             raise OptimizerStateMismatch(
                 f"the state is of {meta['class']}, which can't be made: {error}"
             ) from error
-
-    def _as_arguments(self) -> list[dict[str, Any]]:
-        """The groups, as an optimizer's constructor takes them."""
-        return [
-            {
-                "params": list(zip(group["param_names"], group["params"], strict=True))
-                if "param_names" in group
-                else list(group["params"]),
-                "name": group["name"],
-                "lr": group["lr"],
-            }
-            for group in self.param_groups
-        ]
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -355,58 +326,3 @@ class OptimizerManager:
         self._rebuilds += 1
         self.version += 1
         self._seconds = time.perf_counter() - started
-
-    def _add(self, group: str, named: list[tuple[str, nn.Parameter]]) -> None:
-        host = self.param_groups[0]
-        found = self._group(group)
-        if found is None:
-            copied = {k: v for k, v in host.items() if k not in NOT_HYPERPARAMETERS}
-            members: list[Any] = named if "param_names" in host else [p for _, p in named]
-            self.optimizer.add_param_group({"params": members, "name": group, **copied})
-        else:
-            found["params"].extend(p for _, p in named)
-            if "param_names" in found:
-                found["param_names"].extend(name for name, _ in named)
-        self._names.update((parameter, name) for name, parameter in named)
-
-    def _regroup(
-        self, wanted: Mapping[str, list[str]], parameters: Mapping[str, nn.Parameter]
-    ) -> None:
-        """Make the groups those of ``wanted``, in its order; what is right already stays."""
-        for group in list(self.param_groups):
-            members = [parameters.get(name) for name in wanted.get(group["name"], [])]
-            if [id(p) for p in group["params"]] != [id(p) for p in members]:
-                self._drop(set(group["params"]))
-        for name in wanted.keys() - set(self.group_names()):
-            self._add(name, [(member, parameters[member]) for member in wanted[name]])
-        by_name = {group["name"]: group for group in self.param_groups}
-        self.param_groups[:] = [by_name[name] for name in wanted]
-
-    def _drop(self, leaving: set[nn.Parameter]) -> None:
-        for group in self.param_groups:
-            if "param_names" in group:
-                pairs = zip(group["param_names"], group["params"], strict=True)
-                group["param_names"] = [name for name, p in pairs if p not in leaving]
-            # In place, as somebody may hold the list.
-            group["params"][:] = [p for p in group["params"] if p not in leaving]
-        self.param_groups[:] = [group for group in self.param_groups if group["params"]]
-        for parameter in leaving:
-            self.optimizer.state.pop(parameter, None)
-            del self._names[parameter]
-
-    def _group(self, name: str) -> dict[str, Any] | None:
-        return next((group for group in self.param_groups if group["name"] == name), None)
-
-
-def _make(factory: Factory, params: list[nn.Parameter]) -> Optimizer:
-    try:
-        optimizer: object = factory(params)
-    except Exception as error:
-        raise user_error("the job", "optimizer(params)", error) from error
-    if not isinstance(optimizer, Optimizer):
-        raise JobError(
-            f"optimizer(params) returned a {type(optimizer).__name__}; it must be a torch Optimizer"
-        )
-    if (why := UNUSABLE.get(type(optimizer).__name__)) is not None:
-        raise JobError(f"optimizer(params) made {type(optimizer).__name__}: {why}")
-    return optimizer

@@ -1,4 +1,7 @@
-"""Optimizers by name: which classes there are, what they take, and their fastest form here."""
+"""Making optimizers: which classes there are, what they take, their fastest form here.
+
+A job names one, or brings a factory of its own.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tolaria_bus.tolaria.engine.hyperparameters import OptimizerRefused, check, settable
-from tolaria_bus.tolaria.engine.job_errors import JobError
+from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 
 Factory = Callable[[list[nn.Parameter]], Optimizer]
 
@@ -143,3 +146,29 @@ def factory_of(wanted: str | Mapping[str, Any]) -> Factory:
     except OptimizerRefused as error:
         raise JobError(f"the job's optimizer: {error}") from error
     return lambda params: make(cls, [{"params": params}], {**values, "lr": lr})
+
+
+def default_optimizer(
+    params: Iterable[nn.Parameter], lr: float = DEFAULT_LEARNING_RATE
+) -> Optimizer:
+    """AdamW, in torch's fastest form for where the parameters are."""
+    return make(find("AdamW"), [{"params": list(params)}], {"lr": lr})
+
+
+def made_by(factory: Factory, params: list[nn.Parameter]) -> Optimizer:
+    """Return what a job's factory makes.
+
+    Raises:
+        JobError: it failed, or made something that can't be used here.
+    """
+    try:
+        optimizer: object = factory(params)
+    except Exception as error:
+        raise user_error("the job", "optimizer(params)", error) from error
+    if not isinstance(optimizer, Optimizer):
+        raise JobError(
+            f"optimizer(params) returned a {type(optimizer).__name__}; it must be a torch Optimizer"
+        )
+    if (why := UNUSABLE.get(type(optimizer).__name__)) is not None:
+        raise JobError(f"optimizer(params) made {type(optimizer).__name__}: {why}")
+    return optimizer

@@ -93,6 +93,7 @@ def features(
     *,
     optimizer: torch.optim.Optimizer,
     sample_losses: bool = False,
+    prefetch: Feature | None = None,
     fallen: Mapping[str, str] | None = None,
 ) -> list[Feature]:
     """Return every feature, on or off, and why.
@@ -102,6 +103,7 @@ def features(
         device: Where the run trains.
         optimizer: The one in use.
         sample_losses: Whether the job gives the losses of single samples.
+        prefetch: How the batches come, which isn't the step's; None: nothing is said of it.
         fallen: Features that failed before and are off since, and why.
     """
     dtype, why = amp_dtype(options, device)
@@ -123,6 +125,7 @@ def features(
         _feature("scaler", dtype is torch.float16, "on", "fp16 alone needs it"),
         _feature("tf32", tf32, "on", (no_tf32 if cuda else none) if options.tf32 else "not wanted"),
         _feature("pinned memory", cuda, "on, copies don't block", none),
+        *(() if prefetch is None else (prefetch,)),
         _feature("optimizer", bool(form), form, "the job made it so"),
         _feature("accumulate", options.accumulate > 1, f"{options.accumulate} batches", asked),
         _feature("clip", clip is not None, f"norm {clip:g}" if clip is not None else "", asked),

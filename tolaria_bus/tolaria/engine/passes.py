@@ -101,7 +101,7 @@ class Passes:
         fallen = self._state.fallen
         wanted = (
             bool(self._backend) and COMPILE not in fallen and not conservative,
-            self._amp is not None and AMP not in fallen,
+            self.autocasts,
         )
         under = (wanted, key, self._state.version, self._armed)
         if under != self._proven_under:
@@ -120,9 +120,14 @@ class Passes:
         """Guard the next pass: at a fence the model may have changed in any way."""
         self._armed += 1
 
+    @property
+    def autocasts(self) -> bool:
+        """Is autocast on?"""
+        return self._amp is not None and AMP not in self._state.fallen
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs, for validation too."""
-        if self._amp is None or AMP in self._state.fallen:
+        if not self.autocasts:
             return nullcontext()
         return torch.autocast(self._device.type, self._amp)
 

@@ -25,6 +25,7 @@ BACKWARD: Final = "backward"
 AGGREGATION: Final = "aggregation"
 SIDE: Final = "side"
 OPTIMIZER: Final = "optimizer"
+PREFETCH: Final = "prefetch"
 LOSS: Final = "loss"
 FENCE: Final = "fence"
 HELD: Final = "held"
@@ -44,6 +45,7 @@ PHASES: Final = {
     AGGREGATION: "one gradient of several tasks', where a conflict handler is on",
     SIDE: "seeds that learn beside the host",
     OPTIMIZER: "clipping, learning rates, the optimizer's step",
+    PREFETCH: "on CUDA, drawing the next batch while the device works on this one",
     LOSS: "the loss of the step before: on CUDA, the wait for the device",
     FENCE: "commands",
     HELD: "paused or halted",
@@ -59,7 +61,7 @@ PHASES: Final = {
 
 _PER_OCTAVE: Final = 4
 _FOLD_AT: Final = 4096
-"""Values that are kept unsorted at most: 32 kB of the array, a quarter of a megabyte of the lists."""
+"""Values that are kept unsorted at most: a quarter of a megabyte."""
 _PLACES: Final = {phase: place for place, phase in enumerate(("", *PHASES))}
 
 

@@ -16,9 +16,9 @@ from tolaria_bus.tolaria.recovery.checkpoint_info import (
     parse_name,
 )
 from tolaria_bus.tolaria.recovery.disk_helper import Disk
-from tolaria_bus.tolaria.recovery.journal import sync_folder
 from tolaria_bus.tolaria.recovery.manifest import Manifest, ManifestRefused, decode, encode
 from tolaria_bus.tolaria.recovery.retention import Kept
+from tolaria_bus.tolaria.recovery.sync_folder import sync_folder
 from tolaria_bus.tolaria.recovery.tensor_file import (
     TensorFile,
     TensorsDamaged,

@@ -46,8 +46,8 @@ from tolaria_bus.tolaria.recovery.checkpoint_info import (
 )
 from tolaria_bus.tolaria.recovery.checkpoint_writer import CheckpointWriter
 from tolaria_bus.tolaria.recovery.disk_helper import Disk, Here
-from tolaria_bus.tolaria.recovery.journal import sync_folder
 from tolaria_bus.tolaria.recovery.retention import dropped
+from tolaria_bus.tolaria.recovery.sync_folder import sync_folder
 
 __all__ = [
     "CheckpointCorrupt",

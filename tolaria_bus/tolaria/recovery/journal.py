@@ -18,7 +18,6 @@ How records lie in the files, and how a torn tail is told from damage: :mod:`.se
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +25,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from tolaria_bus.leyline import JournalRecord
-from tolaria_bus.tolaria.recovery.reserve import reserve
+from tolaria_bus.tolaria.recovery.open_segment import OpenSegment
 from tolaria_bus.tolaria.recovery.run_lock import RunLock, RunLocked
 from tolaria_bus.tolaria.recovery.segments import (
     JournalCorrupt,
@@ -50,10 +50,7 @@ __all__ = [
 SEGMENT_BYTES = 100_000_000
 """A new segment is begun before one would grow beyond this."""
 
-RESERVE_BYTES = 1 << 20
-"""So much space at least is held for what may use it, and up to twice as much."""
-
-_MAY_NOT_USE_IT = frozenset({"intent", "deferred", "checkpoint"})
+_MAY_NOT_USE_RESERVE = frozenset({"intent", "deferred", "checkpoint"})
 """Records that begin something new, or are notes that can be done without."""
 
 
@@ -78,6 +75,14 @@ class Repair:
     kept_as: str | None
 
 
+class _End(NamedTuple):
+    """Where a journal goes on: in which segment, after which record."""
+
+    segment: OpenSegment
+    sequence: int
+    repaired: Repair | None
+
+
 class Journal:
     """The journal of one run, open for appending. Made by :meth:`open`; safe for any thread.
 
@@ -88,19 +93,21 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, lock: RunLock, clock_ns: Callable[[], int], segment_bytes: int
+        self,
+        folder: Path,
+        lock: RunLock,
+        end: _End,
+        clock_ns: Callable[[], int],
+        segment_bytes: int,
     ) -> None:
         self.folder = folder
-        self.last_sequence = 0
-        self.repaired: Repair | None = None
+        self.last_sequence = end.sequence
+        self.repaired = end.repaired
         self._lock = lock
+        self._segment = end.segment
         self._clock_ns = clock_ns
         self._segment_bytes = segment_bytes
         self._appending = threading.Lock()
-        self._number = 0
-        self._fd = -1
-        self._end = 0
-        self._held = 0  # Space is held up to this offset.
         self._broken = ""
 
     @classmethod
@@ -125,13 +132,12 @@ class Journal:
         """
         folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(folder)
-        journal = cls(folder, lock, clock_ns, segment_bytes)
         try:
-            journal._find_end()
+            end = _find_end(folder)
         except BaseException:
-            journal.close()
+            lock.release()
             raise
-        return journal
+        return cls(folder, lock, end, clock_ns, segment_bytes)
 
     def append(self, *records: JournalRecord) -> tuple[int, ...]:
         """Make records durable, all in one write, and return their sequences.
@@ -155,9 +161,9 @@ class Journal:
                 payload = record.SerializeToString(deterministic=True)
                 parts.append(frame(payload, begins_append=place == 0))
             data = b"".join(parts)
-            begun = all(item.WhichOneof("record") not in _MAY_NOT_USE_IT for item in records)
+            begun = all(item.WhichOneof("record") not in _MAY_NOT_USE_RESERVE for item in records)
             self._write(data, may_use_reserve=begun)
-            self._end += len(data)
+            self._segment.end += len(data)
             self.last_sequence += len(records)
             return tuple(record.sequence for record in records)
 
@@ -169,7 +175,7 @@ class Journal:
             OSError: They can't be read.
         """
         with self._appending:
-            newest, end, last = self._number, self._end, self.last_sequence
+            newest, end, last = self._segment.number, self._segment.end, self.last_sequence
         sequence = 0
         for number, path in enumerate(segments(self.folder)[:newest], start=1):
             limit = end if number == newest else None
@@ -184,7 +190,7 @@ class Journal:
         """Close the file and give up the lock; doing so twice is fine."""
         with self._appending:
             self._broken = self._broken or "it is closed"
-            self._close_segment()
+            self._segment.close()
             self._lock.release()
 
     def __enter__(self) -> Journal:
@@ -198,92 +204,40 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _find_end(self) -> None:
-        paths = segments(self.folder)
-        for number, path in enumerate(paths, start=1):
-            self._number, self._end = number, 0
-            for record, end in read_segment(path, self.last_sequence, newest=number == len(paths)):
-                self.last_sequence, self._end = record.sequence, end
-        if not paths:
-            self._begin_segment()
-            return
-        self._fd = _open_segment(paths[-1])
-        size = os.fstat(self._fd).st_size
-        if size > self._end:
-            self.repaired = Repair(
-                segment=paths[-1].name,
-                offset=self._end,
-                cut_bytes=size - self._end,
-                kept_as=_keep_tail(paths[-1], self._end),
-            )
-            os.ftruncate(self._fd, self._end)
-            os.fsync(self._fd)
-        with suppress(OSError):  # It can be read all the same; the first append says what is wrong.
-            self._hold(0)
-
     def _write(self, data: bytes, *, may_use_reserve: bool) -> None:
         if self._broken or not self._lock.held:
             why = self._broken or "this is not the process that opened it"
             raise JournalUnwritable(f"{self.folder}: {why}")
         try:
-            if self._end and self._end + len(data) > self._segment_bytes:
+            end = self._segment.end
+            if end and end + len(data) > self._segment_bytes:
                 self._begin_segment()
         except OSError as error:
             if not (may_use_reserve and error.errno == errno.ENOSPC):
                 why = f"no new segment: {error.strerror}"
                 raise JournalUnwritable(f"{self.folder}: {why}") from error
+        segment = self._segment
         try:
-            self._hold(len(data))
+            segment.hold(len(data))
         except OSError as error:
             if not may_use_reserve:
-                name = segment_path(self.folder, self._number).name
-                raise JournalUnwritable(f"{self.folder / name}: {error.strerror}") from error
+                raise JournalUnwritable(f"{segment.path}: {error.strerror}") from error
         try:
-            rest = memoryview(data)
-            while rest:
-                # Comes back short only where the next one says why: disk full, file too large.
-                rest = rest[os.write(self._fd, rest) :]
+            segment.write(data)
         except OSError as error:
             self._cut_back()
-            name = segment_path(self.folder, self._number).name
-            raise JournalUnwritable(f"{self.folder / name}: {error.strerror}") from error
-
-    def _hold(self, size: int) -> None:
-        """Have space for ``size`` bytes and the reserve behind. Raises OSError: there is none."""
-        needed = self._end + size + RESERVE_BYTES
-        if needed > self._held:
-            begin = max(self._held, self._end)
-            reserve(self._fd, begin, needed + RESERVE_BYTES - begin)
-            self._held = needed + RESERVE_BYTES
+            raise JournalUnwritable(f"{segment.path}: {error.strerror}") from error
 
     def _cut_back(self) -> None:
-        # Durably, or records that were refused could come back after a power cut.
-        self._held = 0  # A file system may let go of what was behind the end.
         try:
-            os.ftruncate(self._fd, self._end)
-            os.fsync(self._fd)
+            self._segment.cut_back()
         except OSError as error:
             self._broken = f"a failed append could not be taken back: {error.strerror}"
 
     def _begin_segment(self) -> None:
-        path = segment_path(self.folder, self._number + 1)
-        fd = _open_segment(path)
-        try:
-            reserve(fd, 0, 2 * RESERVE_BYTES)
-            sync_folder(self.folder)
-        except BaseException:
-            os.close(fd)
-            raise
-        if self._fd >= 0:
-            os.ftruncate(self._fd, self._end)  # What was held behind it is free again.
-        self._close_segment()
-        self._fd, self._number, self._end = fd, self._number + 1, 0
-        self._held = 2 * RESERVE_BYTES
-
-    def _close_segment(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        begun = OpenSegment.begin(self.folder, self._segment.number + 1)
+        self._segment.finish()
+        self._segment = begun
 
 
 def read_records(folder: Path) -> Iterator[JournalRecord]:
@@ -303,22 +257,35 @@ def read_records(folder: Path) -> Iterator[JournalRecord]:
             yield record
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable.
-
-    Raises:
-        OSError: The folder can't be opened or synced.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _find_end(folder: Path) -> _End:
+    """Check every record, and open the newest segment; its torn tail, if there is one, is cut."""
+    paths = segments(folder)
+    sequence = end = 0
+    for number, path in enumerate(paths, start=1):
+        end = 0
+        for record, ends_at in read_segment(path, sequence, newest=number == len(paths)):
+            sequence, end = record.sequence, ends_at
+    if not paths:
+        return _End(OpenSegment.begin(folder, 1), 0, None)
+    segment = OpenSegment(paths[-1], len(paths), end)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        repaired = _repair(segment)
+    except BaseException:
+        segment.close()
+        raise
+    with suppress(OSError):  # It can be read all the same; the first append says what is wrong.
+        segment.hold(0)
+    return _End(segment, sequence, repaired)
 
 
-def _open_segment(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC | os.O_CLOEXEC
-    return os.open(path, flags, 0o644)
+def _repair(segment: OpenSegment) -> Repair | None:
+    """Cut a torn tail off."""
+    size = segment.size
+    if size <= segment.end:
+        return None
+    kept = _keep_tail(segment.path, segment.end)
+    segment.cut_back()
+    return Repair(segment.path.name, segment.end, size - segment.end, kept)
 
 
 def _keep_tail(path: Path, offset: int) -> str | None:

@@ -1,4 +1,4 @@
-"""To which state of a run a rollback goes.
+"""The states of a run that a rollback can go to.
 
 A *restore point* is a state on the live path, as the run arrived at a fence: before anything that
 was decided there. Which steps are restore points follows from the settings and the journal alone,
@@ -88,6 +88,18 @@ def restore_points(live: LivePath, cadence: Cadence, up_to: int) -> Iterator[Tar
         if cadence.includes(step, position_at(cuts, step)):
             yield Target(step, live.arrival(step))
     yield Target(0, 0)
+
+
+def leads_to(live: LivePath, target: Target, sequence: int, step: int) -> bool:
+    """Does the live path lead from a state to a target?
+
+    Args:
+        live: The live path.
+        target: Where to.
+        sequence: The last journal record that the state contains.
+        step: Optimizer steps that it has done.
+    """
+    return step <= target.step and sequence <= target.sequence and live.is_live(sequence, step)
 
 
 def ended_epochs(live: LivePath, steps_per_epoch: int, steps: range) -> dict[int, int]:
