@@ -54,17 +54,47 @@ class Graft:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the slot's output for its input, of the same shape and dtype."""
-        mode = self.mode
-        if mode is Mode.BYPASS:
+        if self.mode is Mode.BYPASS:
             return x
-        out: Tensor = self._seed(x.detach() if mode is Mode.SIDE else x)
-        if out.dtype != x.dtype:  # Under autocast.
-            out = out.to(x.dtype)
+        if x.is_nested:
+            return self._nested(x)
+        out = self._grown(x)
         if self.tap is not None:
             self.tap.append((x, out))
-        if mode is Mode.BLEND:
-            return torch.lerp(x, out, self._alpha.to(x.dtype))
-        return out
+        return self._mixed(x, out)
+
+    def _grown(self, x: Tensor) -> Tensor:
+        out: Tensor = self._seed(x.detach() if self.mode is Mode.SIDE else x)
+        return out if out.dtype == x.dtype else out.to(x.dtype)  # Another one under autocast.
+
+    def _mixed(self, x: Tensor, out: Tensor) -> Tensor:
+        return torch.lerp(x, out, self._alpha.to(x.dtype)) if self.mode is Mode.BLEND else out
+
+    def _nested(self, x: Tensor) -> Tensor:
+        """Sample by sample: few of torch's functions take tensors of several lengths.
+
+        ``nn.TransformerEncoder`` makes such ones of a padded batch in eval mode.
+        """
+        samples = [sample.unsqueeze(0) for sample in x.unbind()]
+        outs = [self._grown(sample) for sample in samples]
+        if self.tap is not None:
+            # Zeros for what isn't there add nothing to a sample's norm.
+            self.tap.append((_padded(x), _padded(_nested_like(x, outs))))
+        mixed = [self._mixed(sample, out) for sample, out in zip(samples, outs, strict=True)]
+        return _nested_like(x, mixed)
+
+
+def _nested_like(x: Tensor, samples: list[Tensor]) -> Tensor:
+    """Samples of shape (1, …) as one nested tensor, so that it can be added to ``x``."""
+    if x.layout == torch.jagged:
+        offsets: Tensor = x.offsets()  # type: ignore[attr-defined]
+        return torch.nested.nested_tensor_from_jagged(torch.cat(samples, 1)[0], offsets)
+    return torch.nested.as_nested_tensor([sample.squeeze(0) for sample in samples])
+
+
+def _padded(x: Tensor) -> Tensor:
+    padded: Tensor = torch.nested.to_padded_tensor(x.detach(), 0.0)
+    return padded
 
 
 class SeedSlot(nn.Module):
