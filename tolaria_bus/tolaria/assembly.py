@@ -10,6 +10,7 @@ import torch
 
 from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings
+from tolaria_bus.tolaria.control.attributing import Attributing
 from tolaria_bus.tolaria.control.epoch_end import EpochEnd
 from tolaria_bus.tolaria.control.features import tell_plain_validation, tell_prefetch_off
 from tolaria_bus.tolaria.control.gradients import ToldGradients, gradient_metrics
@@ -149,7 +150,13 @@ def assemble(
         partial(tell_plain_validation, telemetry),
     )
     steering.seeds = SeedWork(
-        state, side, folder, telemetry, validating.first, note=steering.emergencies.note
+        state,
+        side,
+        folder,
+        telemetry,
+        validating.first,
+        Attributing(state, tasks, settings.aggregation, validating.disagreement, telemetry),
+        note=steering.emergencies.note,
     )
     steering.observations = Observations(run, state, device, outbound, telemetry, wall_ns=wall_ns)
     profiles = ProfileFolder(

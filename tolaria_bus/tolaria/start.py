@@ -172,6 +172,7 @@ def task_gradients(
         device,
         state.seed,
         handler=handler,
+        engine=state.engine,
     )
 
 

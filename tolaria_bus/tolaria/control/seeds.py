@@ -22,6 +22,7 @@ from tolaria_bus.kasmina import (
 from tolaria_bus.kasmina.lifecycle import stage_name
 from tolaria_bus.leyline import Decision, JournalRecord, MetricPoint, SeedOperation
 from tolaria_bus.safety import emergency
+from tolaria_bus.tolaria.control.attributing import Attributing
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
@@ -45,6 +46,7 @@ class SeedWork:
         folder: For the journal.
         telemetry: Where gates and changes of stage are told.
         held_out: The loss of the model on the same held-out batches each time.
+        attributing: Says whether host and seeds can be told apart.
         note: Told the cause of an emergency, and its reason.
     """
 
@@ -55,6 +57,7 @@ class SeedWork:
         folder: RunFolder,
         telemetry: Telemetry,
         held_out: Callable[[], float],
+        attributing: Attributing,
         *,
         note: Callable[[str, str], None] = lambda cause, reason: None,
     ) -> None:
@@ -63,6 +66,7 @@ class SeedWork:
         self._folder = folder
         self._telemetry = telemetry
         self._held_out = held_out
+        self._attributing = attributing
         self._note = note
 
     def germinate(self, plan: GerminationPlan) -> dict[str, Any]:
@@ -96,7 +100,9 @@ class SeedWork:
             SeedRefused: its gate does.
         """
         state = self._state
+        becomes_task = plan.operation == SeedOperation.SEED_OP_START_GRAFTING
         with self._telling_refusal(plan.seed_id):
+            untold = self._attributing.judge() if becomes_task else ""
             transition = state.kasmina.operate(plan, self._moment())
         if transition.removed:
             state.optimizer.remove_group(group_of(plan.seed_id))
@@ -109,6 +115,8 @@ class SeedWork:
             **plan.values,
             **_gate_details(transition.reading),
         }
+        if untold:
+            details |= self._attributing.turn_off(untold)
         if transition.removed:
             details["parameters_removed"] = len(transition.removed)
             details["folded"] = transition.folded

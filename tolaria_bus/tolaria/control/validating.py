@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tolaria_bus.safety import Phase, Signals
+from tolaria_bus.tolaria.engine.agreement import disagreement
 from tolaria_bus.tolaria.engine.data import ValidationBatches
 from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.passes import Passes
@@ -60,6 +61,11 @@ class Validating:
         measured = self._measure(self.held_out.first(GATE_BATCHES), lambda: False)
         assert measured is not None
         return measured.loss
+
+    def disagreement(self) -> str:
+        """How the samples' losses don't have the loss as their mean, there; empty: they have."""
+        first = self.held_out.first(GATE_BATCHES)
+        return disagreement(self.model, self.job, first, self.device, self.passes)
 
     def _measure(self, batches: ValidationBatches, stop: Callable[[], bool]) -> Validation | None:
         return validate(

@@ -7,6 +7,7 @@ import torch
 
 COMPILE = "compile"
 AMP = "amp"
+ATTRIBUTION = "attribution"
 
 
 class StepState:

@@ -1,8 +1,8 @@
 """Loss and accuracy on the held-out data."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from tolaria_bus.tolaria.engine.job import Job
 from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.passes import Passes
 from tolaria_bus.tolaria.engine.seeding import Domain, mix, seeded
+
+T = TypeVar("T")
 
 
 class Validation(NamedTuple):
@@ -56,29 +58,45 @@ def validate(
     Raises:
         JobError: the job's code failed.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
 
     def measured(under: AbstractContextManager[Any]) -> Validation | None:
         with seeded(mix(batches.seed, Domain.VALIDATION)), under:
             return _measure(model, job, batches, device, stop)
 
+    with evaluating(model, passes):
+        return as_in_training(measured, passes, on_fallback)
+
+
+@contextmanager
+def evaluating(model: nn.Module, passes: Passes | None) -> Iterator[None]:
+    """Run the model in eval mode, uncompiled and without gradients inside the block."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         with torch.no_grad(), nullcontext() if passes is None else passes.eager():
-            if passes is None or not passes.autocasts:
-                return measured(nullcontext())
-            try:
-                return measured(passes.autocast())
-            except JobError as error:
-                if isinstance(error.__cause__, torch.OutOfMemoryError):
-                    raise
-                why = str(error)
-            found = measured(nullcontext())
-            on_fallback(why)
-            return found
+            yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+def as_in_training(
+    measured: Callable[[AbstractContextManager[Any]], T],
+    passes: Passes | None,
+    on_fallback: Callable[[str], object] = lambda why: None,
+) -> T:
+    """Measure under the step's autocast; without it where the job's code fails under it."""
+    if passes is None or not passes.autocasts:
+        return measured(nullcontext())
+    try:
+        return measured(passes.autocast())
+    except JobError as error:
+        if isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise
+        why = str(error)
+    found = measured(nullcontext())
+    on_fallback(why)
+    return found
 
 
 def _measure(
@@ -94,7 +112,7 @@ def _measure(
     for batch, size in batches.weighted():
         if stop():
             return None
-        batch = batch if device.type == "cpu" else to_device(page_locked(batch), device)
+        batch = on_device(batch, device)
         part = "loss(model, batch)"
         try:
             loss = loss + job.loss(model, batch).detach().double() * size
@@ -106,6 +124,11 @@ def _measure(
         samples += size
     mean = float(loss) / samples
     return Validation(mean, None if job.accuracy is None else float(accuracy) / samples)
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """Return a held-out batch where the model is."""
+    return batch if device.type == "cpu" else to_device(page_locked(batch), device)
 
 
 def _double(value: Tensor | float) -> Tensor | float:

@@ -14,6 +14,7 @@ from tolaria_bus.tolaria.engine.aggregation.handlers import Handler
 from tolaria_bus.tolaria.engine.aggregation.watching import TaskWatch
 from tolaria_bus.tolaria.engine.job_errors import JobError
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
+from tolaria_bus.tolaria.engine.precision import ATTRIBUTION, StepState
 from tolaria_bus.tolaria.engine.seeding import Domain, mix
 
 SampleLosses = Callable[[nn.Module, Any], Tensor]
@@ -40,6 +41,7 @@ class TaskGradients:
         device: Where they are.
         seed: The run's.
         handler: Of conflicts; None: one backward pass of the weighted loss.
+        engine: Says whether attribution is off, as it was found not to work.
 
     Attributes:
         watch: Norms, shares and counts, on the device until they are asked for.
@@ -55,6 +57,7 @@ class TaskGradients:
         seed: int,
         *,
         handler: Handler | None = None,
+        engine: StepState | None = None,
     ) -> None:
         self.watch = TaskWatch(device)
         self._kasmina = kasmina
@@ -63,14 +66,26 @@ class TaskGradients:
         self._sample_losses = sample_losses
         self._seed = seed
         self._handler = handler
+        self._engine = engine or StepState()
         self._members: _Members | None = None
         self._gathered: list[list[Tensor | None]] | None = None
         self._spent: dict[int, list[Tensor | None]] = {}
 
     @property
     def present(self) -> bool:
-        """Whether a seed is a task beside the host; all that a step pays where none is."""
-        return bool(self._kasmina.tasks)
+        """Whether a seed is told apart from the host; all that a step pays where none is."""
+        return bool(self._kasmina.tasks) and ATTRIBUTION not in self._engine.fallen
+
+    def objection(self) -> str:
+        """Say what of the model's gradients can't be told apart or handled; empty: nothing."""
+        for name, parameter in self._model.named_parameters():
+            if parameter.is_complex():
+                return f"the parameter {name} is complex"
+        if self._handler is not None:
+            for name, module in self._model.named_modules():
+                if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+                    return f"the gradient of {name} is sparse, which no handler takes"
+        return ""
 
     def begin(self, *, conservative: bool) -> bool:
         """Begin a step; return whether its tasks' gradients will be handled, by several passes.
