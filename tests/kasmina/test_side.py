@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.kasmina.hosts import HOSTS, batch, training
 from tests.kasmina.hosts import loss as job_loss
 from tolaria_bus.kasmina import HOST
+from tolaria_bus.kasmina.frozen import FrozenParameters
 from tolaria_bus.kasmina.side import Health, learn
 
 
@@ -73,7 +74,7 @@ def test_its_gradient_is_that_of_the_loss_with_its_output_in_place_of_the_hosts(
     nn.init.normal_(seed.project.weight)
     place = run.garden._places.at("2")
     torch.manual_seed(5)
-    learn(model, place, lambda: job_loss(model, batch(0)), Health())
+    learn(model, place, lambda: job_loss(model, batch(0)), Health(), FrozenParameters(model))
     found = {name: p.grad.clone() for name, p in seed.named_parameters()}
 
     for parameter in model.parameters():
@@ -93,12 +94,12 @@ def test_what_is_not_finite_becomes_a_zero_gradient_and_is_counted() -> None:
     run = training("linear")
     run.grow("a", "residual_mlp")
     model: Any = run.model
-    place, health = run.garden._places.at("2"), Health()
-    learn(model, place, lambda: job_loss(model, batch(0)), health)
-    steps, bad, norm, value = health.numbers()
+    place, health, frozen = run.garden._places.at("2"), Health(), FrozenParameters(model)
+    learn(model, place, lambda: job_loss(model, batch(0)), health, frozen)
+    steps, bad, norm, value, _ = health.numbers()
     assert (steps, bad) == (1, 0)
-    learn(model, place, lambda: job_loss(model, batch(1)) * float("nan"), health)
-    assert health.numbers() == [2, 1, norm, value]
+    learn(model, place, lambda: job_loss(model, batch(1)) * float("nan"), health, frozen)
+    assert health.numbers() == [2, 1, norm, value, 0]
     for parameter in model[2].seed.parameters():
         assert not parameter.grad.any()
     assert all(p.grad is None for n, p in model.named_parameters() if ".seed." not in n)
@@ -109,7 +110,7 @@ def test_health_is_an_exponential_mean_of_the_finite_steps() -> None:
     yes, no = torch.tensor(True), torch.tensor(False)
     for norm, finite in [(float("nan"), no), (2.0, yes), (4.0, yes), (float("inf"), no)]:
         health.note(torch.tensor(norm / 2), torch.tensor(norm), finite)
-    assert health.numbers() == pytest.approx([4, 2, 2.2, 1.1])
+    assert health.numbers() == pytest.approx([4, 2, 2.2, 1.1, 0])
     assert Health(health.numbers()).numbers() == health.numbers()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tolaria_bus.kasmina import blueprints, operations, transitions
 from tolaria_bus.kasmina.blend import task_weight
+from tolaria_bus.kasmina.frozen import FrozenParameters
 from tolaria_bus.kasmina.gates import Limits
 from tolaria_bus.kasmina.lifecycle import TASKS
 from tolaria_bus.kasmina.operations import Moment
@@ -77,6 +78,7 @@ class Garden:
         self._planting = Planting(model, self._places, self._limits)
         self.registry = self._planting.registry
         self._seeds = Seeds(self._planting)
+        self._frozen = FrozenParameters(model)
 
     def slots(self) -> list[SlotView]:
         """Return every slot, the model's own in its order, then those that were named."""
@@ -208,16 +210,20 @@ class Garden:
         self._look_ahead()
         return passed
 
-    def learn(self, seed_id: str, loss: Callable[[], Tensor]) -> None:
+    def learn(
+        self, seed_id: str, loss: Callable[[], Tensor], *, scale: Tensor | None = None
+    ) -> None:
         """Give a TRAINING seed the gradient of a pass on the side; nothing of the host changes.
 
         Args:
             seed_id: One of ``side``.
             loss: Runs the host on the step's batch and returns the job's loss. The caller forks
                 and seeds the random generators.
+            scale: Of the host's fp16 gradients; a scalar on the device.
         """
         place = self._places.at(self._seeds[seed_id].slot)
-        learn(self._model, place, loss, self._seeds.health[seed_id])
+        health = self._seeds.health[seed_id]
+        learn(self._model, place, loss, health, self._frozen, scale)
 
     def attribute_batch(self, batch: Any) -> Tensor | Mapping[str, Tensor] | None:
         """Return whose a batch's samples are; here None, as only the probe can tell.

@@ -26,7 +26,7 @@ def measure(
     """
     match operation:
         case Operation.SEED_OP_START_GRAFTING:
-            steps, not_finite, norm, loss = (health or Health()).numbers()
+            steps, not_finite, norm, loss, _ = (health or Health()).numbers()
             return gates.gradient_health(steps, not_finite, norm, loss, limits)
         case Operation.SEED_OP_STABILIZE:
             return gates.stability(record.alpha, record.loss_before, moment.loss, limits)

@@ -90,8 +90,14 @@ class Kasmina(Protocol):
     def advance(self, step: int) -> tuple[Transition, ...]:
         """Do what time brings before the step after ``step`` steps done; idempotent."""
 
-    def learn(self, seed_id: str, loss: Callable[[], Tensor]) -> None:
-        """Give a seed of ``side`` its gradient of one pass; the host must stay as it is."""
+    def learn(
+        self, seed_id: str, loss: Callable[[], Tensor], *, scale: Tensor | None = None
+    ) -> None:
+        """Give a seed of ``side`` its gradient of one pass; the host must stay as it is.
+
+        ``scale`` is given with fp16 alone: what the loss has to be multiplied by, a scalar on the
+        device. The gradient must be unscaled when this returns.
+        """
 
     def attribute_batch(self, batch: Any) -> Tensor | Mapping[str, Tensor] | None:
         """Return whose a batch's samples are, or None: the probe is to tell.

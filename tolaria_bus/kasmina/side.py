@@ -4,9 +4,14 @@ The job's loss is computed once more, with the seed's output in place of the hos
 slot and those features detached. Its gradient goes to the seed's parameters alone. Around it
 
 * every buffer of the host is a copy, so that batch statistics and counters don't move,
+* what the host's forward makes of parameters without a gradient is undone (:mod:`.frozen`),
 * the graft is there for this one pass, so that the host's own pass is that of an empty slot,
 * the random generators are the caller's to fork; seeded as the host's pass was, the features that
   come to the slot are the very same.
+
+fp16 gradients are scaled by the scale of the host's, and unscaled before anybody sees them. If they
+overflow, the host's step isn't skipped, nor its scale lowered, for a seed: it has a limit of its
+own to that scale, which is halved.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +20,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from tolaria_bus.kasmina.frozen import FrozenParameters
 from tolaria_bus.kasmina.places import Place
 from tolaria_bus.kasmina.slot import Graft, Mode
 
 # Of the exponential means of gradient norm and loss.
 _DECAY = 0.9
+_NEW = (0.0,) * 5
 
 
 class Health:
@@ -31,32 +38,53 @@ class Health:
     """
 
     def __init__(self, numbers: Sequence[float] = (), device: torch.device | None = None) -> None:
-        # Steps, steps that were not finite, mean gradient norm, mean loss.
-        start = [*numbers] or [0.0, 0.0, 0.0, 0.0]
+        # Steps, steps that were not finite, mean gradient norm, mean loss, limit of the scale.
+        start = [*numbers, *_NEW[len(numbers) :]]
         self._values = torch.tensor(start, dtype=torch.float64, device=device)
 
-    def note(self, loss: Tensor, norm: Tensor, finite: Tensor) -> None:
-        """Take a step into account.
+    def scale(self, scale: Tensor) -> Tensor:
+        """Return what the seed's loss is multiplied by where the host's is by ``scale``."""
+        limit = self._values[4]
+        return torch.where(limit > 0, torch.minimum(limit, scale), scale).float()
+
+    def note(self, loss: Tensor, norm: Tensor, finite: Tensor, scale: Tensor | None = None) -> None:
+        """Take a step into account; one that overflowed for its scale lowers that instead.
 
         Args:
             loss: Scalar.
             norm: Of the seed's whole gradient; scalar.
             finite: Whether both are; a scalar of bool.
+            scale: What the loss was multiplied by.
         """
         values = self._values
+        counts: Tensor | int = 1
+        if scale is not None:
+            overflowed = ~finite & torch.isfinite(loss.detach()) & (scale > 1)
+            values[4] = torch.where(overflowed, (scale / 2).clamp_min(1.0).double(), values[4])
+            counts = ~overflowed
         newest = torch.stack([norm.detach(), loss.detach()]).to(values.dtype)
         first = values[0] == values[1]
-        mean = torch.where(first, newest, torch.lerp(newest, values[2:], _DECAY))
-        values[2:] = torch.where(finite, mean, values[2:])
-        values[0] += 1
-        values[1] += ~finite
+        mean = torch.where(first, newest, torch.lerp(newest, values[2:4], _DECAY))
+        values[2:4] = torch.where(finite, mean, values[2:4])
+        values[0] += counts
+        values[1] += ~finite & counts if scale is not None else ~finite
 
     def numbers(self) -> list[float]:
-        """Return steps, steps that were not finite, gradient norm, loss. Waits for the device."""
+        """Return steps, not finite ones, gradient norm, loss, the scale's limit (0: none).
+
+        Waits for the device.
+        """
         return [float(value) for value in self._values.tolist()]
 
 
-def learn(model: nn.Module, place: Place, loss: Callable[[], Tensor], health: Health) -> None:
+def learn(
+    model: nn.Module,
+    place: Place,
+    loss: Callable[[], Tensor],
+    health: Health,
+    frozen: FrozenParameters,
+    scale: Tensor | None = None,
+) -> None:
     """Give a seed's parameters their gradient (``.grad``) of one pass on the side.
 
     A gradient that isn't finite becomes zero, and is counted.
@@ -66,13 +94,22 @@ def learn(model: nn.Module, place: Place, loss: Callable[[], Tensor], health: He
         place: Where the seed stands.
         loss: Runs the host on the step's batch; the scalar loss.
         health: Of the seed.
+        frozen: Of the host.
+        scale: Of the host's fp16 gradients, a scalar on the device; the seed's aren't scaled when
+            this returns.
     """
     seed = place.seed
     assert seed is not None
     parameters = [parameter for parameter in seed.parameters() if parameter.requires_grad]
-    with _frozen_buffers(model, seed), _grafted(place, Graft(seed, Mode.SIDE)):
+    by = None if scale is None else health.scale(scale)
+    graft = Graft(seed, Mode.SIDE)
+    with _frozen_buffers(model, seed), frozen.kept(seed), _grafted(place, graft):
         value = loss()
-        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        scaled = value if by is None else value * by
+        found = torch.autograd.grad(scaled, parameters, allow_unused=True)
+    if by is not None:
+        inverse = by.reciprocal()
+        found = tuple(None if gradient is None else gradient * inverse for gradient in found)
     gradients = [
         torch.zeros_like(parameter) if gradient is None else gradient
         for parameter, gradient in zip(parameters, found, strict=True)
@@ -82,7 +119,7 @@ def learn(model: nn.Module, place: Place, loss: Callable[[], Tensor], health: He
     for parameter, gradient in zip(parameters, gradients, strict=True):
         # In place, with the verdict still on the device: no waiting.
         parameter.grad = gradient.masked_fill_(~finite, 0.0)
-    health.note(value, norm, finite)
+    health.note(value, norm, finite, by)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def seed_state(
         record.stage, record.alpha, fine_tuning=record.fine_tuning
     )
     if record.health:
-        steps, not_finite, norm, loss = record.health
+        steps, not_finite, norm, loss, *_ = record.health
         state.gradient_norm = norm
         state.metrics["side_steps"] = steps
         state.metrics["side_loss"] = loss

@@ -42,20 +42,22 @@ class SideTraining:
         """Whether a seed learns on the side; all that a step pays where none does."""
         return bool(self._kasmina.side)
 
-    def __call__(self, batch: Any, seed: int) -> None:
+    def __call__(self, batch: Any, seed: int, scale: Tensor | None = None) -> None:
         """Make the passes of one step.
 
         Args:
             batch: On the device.
             seed: What the generators were seeded with for the host's pass.
+            scale: Of the host's fp16 gradients; a scalar on the device.
         """
         started = time.perf_counter()
+        scaled = {} if scale is None else {"scale": scale}
         for seed_id in self._kasmina.side:
             if seed_id in self.failed:
                 continue
             try:
                 with seeded(seed):
-                    self._kasmina.learn(seed_id, lambda: self._loss(self._model, batch))
+                    self._kasmina.learn(seed_id, lambda: self._loss(self._model, batch), **scaled)
             except Exception as error:  # noqa: BLE001 - the host's step must not fail with it
                 text = " ".join(str(error).split())
                 self.failed[seed_id] = f"{type(error).__name__}: {text}"

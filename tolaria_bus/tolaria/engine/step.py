@@ -99,6 +99,7 @@ class TrainStep:
         self._before_update = before_update
         state = state or StepState(device, fp16=amp is torch.float16)
         self._scaler = state.scaler
+        self._one = torch.ones((), device=device)
         self.passes = Passes(
             model,
             self._run,
@@ -214,10 +215,11 @@ class TrainStep:
         if scaler is not None:
             scaler.unscale_(optimizer)
         if self._side is not None and self._side.waits:
-            # Behind the unscaling, as its gradients aren't scaled: they skip no step of the host.
+            # Behind the unscaling, which looks for overflows: its own skip no step of the host.
             self._enter(SIDE)
+            scale = None if scaler is None else scaler.scale(self._one)
             with self.passes.eager(), self.passes.autocast():
-                self._side(self._batch, self._seeded_with)
+                self._side(self._batch, self._seeded_with, scale)
             self._enter(OPTIMIZER)
         self._batch = None
         if self._clip is not None:
