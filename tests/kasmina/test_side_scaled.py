@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from tests.kasmina.hosts import CPU, Training, batch, training
 from tests.kasmina.hosts import loss as job_loss
 from tests.kasmina.test_side import assert_equal
+from tolaria_bus.kasmina import Garden
 from tolaria_bus.kasmina.frozen import FrozenParameters
 from tolaria_bus.kasmina.side import Health, learn
 from tolaria_bus.tolaria.engine import TrainStep
 from tolaria_bus.tolaria.engine.options import StepOptions
 from tolaria_bus.tolaria.engine.precision import StepState
+
+CUDA = torch.device("cuda", 0)
 
 
 class Half(nn.Module):
@@ -117,3 +120,23 @@ def test_the_host_trains_to_the_same_bits_whatever_a_seed_overflows(factor) -> N
     assert scale == same
     assert_equal(alone.host_tensors(), beside.host_tensors())
     assert beside.side.failed == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_nothing_waits_once_the_frozen_parameters_are_known() -> None:
+    model: Any = training("linear").model
+    model[4] = Half()
+    model[1].requires_grad_(False)
+    model.cuda()
+    run = Training(model, Garden(model))
+    run.grow("a", "norm_scale", slot="2")
+    place, health, frozen = run.garden._places.at("2"), Health(device=CUDA), FrozenParameters(model)
+    where = tuple(each.cuda() for each in batch(0))
+    scale = torch.tensor(1024.0, device=CUDA)
+    for wait in (True, False, False):
+        torch.cuda.set_sync_debug_mode("default" if wait else "error")
+        try:
+            learn(model, place, lambda: job_loss(model, where), health, frozen, scale)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert health.numbers()[:2] == [3, 0]
