@@ -25,7 +25,7 @@ class DrawsOutside(Moons):
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(make_run) -> None:
-    found = []
+    found: list[str] = []
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
         random.seed(name)
         np.random.seed(len(found))  # noqa: NPY002
