@@ -5,7 +5,7 @@ for (``StepOptions``). It doesn't wait for the device: what the loss was, and wh
 is read exactly one step later, from ``LossWatch``, while the device is busy with the next step.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -229,7 +229,8 @@ class TrainStep:
             self._enter(OPTIMIZER)
         self._batch = None
         if self._clip is not None:
-            clip_gradients(self._manager.param_groups, self._clip)
+            learning = () if self._side is None else self._side.learning
+            clip_gradients(self._manager.param_groups, self._clip, learning)
         if self._before_update is not None:
             self._before_update()
         if scaler is None:
@@ -239,17 +240,23 @@ class TrainStep:
             scaler.update()
 
 
-def clip_gradients(groups: Iterable[Mapping[str, Any]], norm: float) -> None:
+def clip_gradients(
+    groups: Iterable[Mapping[str, Any]], norm: float, learning: Collection[str]
+) -> None:
     """Scale gradients down to a 2-norm of at most ``norm``, without waiting for the device.
 
-    The host's parameters count together and each seed's by themselves: a seed beside the host must
-    not change the host's steps.
+    The host's parameters count together, fossils among them, and those of each seed that learns by
+    themselves: a seed beside the host must not change the host's steps.
+
+    Args:
+        groups: Of the optimizer.
+        norm: The largest.
+        learning: Names of the groups of seeds that learn and aren't the host's.
     """
     together: dict[str, list[Tensor]] = {}
     for group in groups:
         name = group["name"]
-        # The host's groups are host, host.1, ...; a seed's id may have dots in it.
-        owner = HOST_GROUP if name.partition(".")[0] == HOST_GROUP else name
+        owner = name if name in learning else HOST_GROUP
         together.setdefault(owner, []).extend(group["params"])
     for parameters in together.values():
         nn.utils.clip_grad_norm_(parameters, norm)
