@@ -5,6 +5,9 @@ does anything. So one process imports it all, begins nothing, and forks a child 
 child is a process of its own, in a session of its own: it runs the same command line with its own
 environment, folder, files, sockets, memory and generators, it dies of the same signals and ends as
 any interpreter does. That a new interpreter does the same is for the tests that start one.
+
+A supervisor among them can have its workers forked as well, by a process that was forked from it
+before it began.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import IO, Any, NoReturn
 
 IMPORTED = (
     "tolaria_bus.cli.progress",
@@ -45,10 +49,10 @@ class Forked:
         returncode: The exit code, or minus the signal that ended it; ``None`` before that is seen.
     """
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
+    def __init__(self, parent: Parent, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._nursery = nursery
+        self._parent = parent
         self._lock = threading.Lock()
         self._watched = os.pidfd_open(pid)
         weakref.finalize(self, os.close, self._watched)
@@ -83,17 +87,66 @@ class Forked:
         ended = self.returncode is not None or select.select([self._watched], [], [], seconds)[0]
         with self._lock:
             if ended and self.returncode is None:
-                self.returncode = int(self._nursery.ask(bury=self.pid)["code"])
+                self.returncode = int(self._parent.ask(bury=self.pid)["code"])
             return self.returncode
 
 
-class Nursery:
-    """The process that forks. It ends with the one that started it, and its children with it."""
+class Parent:
+    """A process that forks, seen from the one that asks it to.
 
-    def __init__(self) -> None:
-        kept = {name: value for name, value in os.environ.items() if "TOLARIA" not in name}
+    Args:
+        questions: Written to it, a line of JSON for each.
+        answers: What it says to them.
+    """
+
+    def __init__(self, questions: IO[bytes], answers: IO[bytes]) -> None:
         self._lock = threading.Lock()
-        self._process = subprocess.Popen(
+        self._questions = questions
+        self._answers = answers
+
+    def start(
+        self,
+        words: Sequence[str],
+        *,
+        cwd: Path,
+        environment: Mapping[str, str],
+        log: Path,
+        supervises: bool = False,
+    ) -> Forked:
+        """Start ``tolaria-bus WORDS``.
+
+        Args:
+            words: Of the command line.
+            cwd: Where.
+            environment: All of it.
+            log: What it prints is written to its end.
+            supervises: It starts workers, and they are to be forked too.
+        """
+        answer = self.ask(
+            words=list(words),
+            cwd=str(cwd),
+            environment=dict(environment),
+            log=str(log),
+            supervises=supervises,
+        )
+        return Forked(self, int(answer["pid"]))
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        """Have something done: a line of JSON each way."""
+        with self._lock:
+            self._questions.write(json.dumps(question).encode() + b"\n")
+            self._questions.flush()
+            line = self._answers.readline()
+        assert line, "the process that forks has ended"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def nursery() -> Parent:
+    """The one of these tests, started when it is first asked for. It ends with them."""
+    if not _nurseries:
+        kept = {name: value for name, value in os.environ.items() if "TOLARIA" not in name}
+        process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             # Read when torch is imported.
             env={**kept, "OMP_NUM_THREADS": "1"},
@@ -102,51 +155,14 @@ class Nursery:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        atexit.register(self.close)
-
-    def start(
-        self, words: Sequence[str], *, cwd: Path, environment: Mapping[str, str], log: Path
-    ) -> Forked:
-        """Start ``tolaria-bus WORDS``.
-
-        Args:
-            words: Of the command line.
-            cwd: Where.
-            environment: All of it.
-            log: What it prints is written there.
-        """
-        answer = self.ask(
-            words=list(words), cwd=str(cwd), environment=dict(environment), log=str(log)
-        )
-        return Forked(self, int(answer["pid"]))
-
-    def ask(self, **question: Any) -> dict[str, Any]:
-        """Have something done: a line of JSON each way."""
-        with self._lock:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        assert line, f"the nursery ended with {self._process.wait()}"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End it."""
-        with self._lock, self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-
-
-_nurseries: list[Nursery] = []
-
-
-def nursery() -> Nursery:
-    """The one of these tests, started when it is first asked for."""
-    if not _nurseries:
-        _nurseries.append(Nursery())
+        assert process.stdin is not None
+        assert process.stdout is not None
+        atexit.register(process.communicate)
+        _nurseries.append(Parent(process.stdin, process.stdout))
     return _nurseries[0]
+
+
+_nurseries: list[Parent] = []
 
 
 def main() -> None:
@@ -159,9 +175,20 @@ def main() -> None:
     answers = os.dup(1)
     os.set_inheritable(answers, False)
     os.dup2(2, 1)
+    serve(0, answers, tied=True)
+
+
+def serve(questions: int, answers: int, *, tied: bool) -> None:
+    """Fork on request until there are no more questions.
+
+    Args:
+        questions: Where they are read.
+        answers: Where they are answered.
+        tied: A child is killed when this process ends.
+    """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     # Unbuffered: a child has nothing of what was asked for later.
-    with open(0, "rb", buffering=0, closefd=False) as lines:
+    with open(questions, "rb", buffering=0, closefd=False) as lines:
         while line := lines.readline():
             question = json.loads(line)
             if "bury" in question:
@@ -171,8 +198,9 @@ def main() -> None:
                 ready, told = os.pipe()
                 pid = os.fork()
                 if pid == 0:
-                    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-                    for descriptor in (answers, ready):
+                    if tied:
+                        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                    for descriptor in (questions, answers, ready):
                         os.close(descriptor)
                     try:
                         become(told, **question)
@@ -186,11 +214,19 @@ def main() -> None:
             os.write(answers, json.dumps(answer).encode() + b"\n")
 
 
-def become(told: int, words: list[str], cwd: str, environment: dict[str, str], log: str) -> None:
+def become(
+    told: int,
+    words: list[str],
+    cwd: str,
+    environment: dict[str, str],
+    log: str,
+    *,
+    supervises: bool,
+) -> None:
     """Be the command line."""
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     os.chdir(cwd)
@@ -198,6 +234,8 @@ def become(told: int, words: list[str], cwd: str, environment: dict[str, str], l
     os.environ.update(environment)
     sys.path[0] = cwd
     os.close(told)
+    if supervises:
+        fork_workers(Path(cwd))
     # As in a process that was not forked: nobody may depend on what these come to.
     import numpy as np
     import torch
@@ -208,6 +246,31 @@ def become(told: int, words: list[str], cwd: str, environment: dict[str, str], l
     from tolaria_bus.cli import main as command_line
 
     command_line(words)
+
+
+def fork_workers(cwd: Path) -> None:
+    """Have the workers of this supervisor forked. They outlive it, as those that it starts do."""
+    questions, asked = os.pipe()
+    said, answers = os.pipe()
+    if os.fork() == 0:
+        os.close(asked)
+        os.close(said)
+        serve(questions, answers, tied=False)
+        os._exit(0)
+    os.close(questions)
+    os.close(answers)
+    parent = Parent(os.fdopen(asked, "wb"), os.fdopen(said, "rb"))
+
+    def popen(
+        command: list[str], *, env: Mapping[str, str], stdout: int | None, **_: Any
+    ) -> Forked:
+        log = Path(f"/proc/self/fd/{1 if stdout is None else stdout}").readlink()
+        # Behind: python -m tolaria_bus
+        return parent.start(command[3:], cwd=cwd, environment=env, log=log)
+
+    from tolaria_bus.weatherlight import process
+
+    process.subprocess = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)  # type: ignore[attr-defined,assignment]
 
 
 def end(error: BaseException | None) -> NoReturn:
