@@ -1,54 +1,26 @@
-"""Workers that start at once: forked from a process that has everything imported.
+"""Workers that start at once, and note what they must not lose: see :mod:`infra.nursery`.
 
-To import torch takes a worker some three seconds, in which there is little to kill. So one process
-imports it all, begins nothing, and forks a child for each life. The child is a process of its own:
-it runs the same command line, has its own generators, files, sockets and memory, and dies of the
-same SIGKILL. What it shares with its siblings is the code that was read from disk.
-
-Protocol, a line of JSON each way: ``{"words", "cwd", "log", "environment", "said", "cold"}`` is
-answered by ``{"pid"}``, ``{"reap": pid}`` by ``{"code"}`` as ``Popen.returncode`` has it.
+To import torch takes a worker some three seconds, in which there is little to kill.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import json
 import os
-import random
 import resource
-import signal
-import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
-import torch
-
+from infra import nursery
 from infra.torture.jobs import SmallBytes, SmallDigits
 
-PRELOADED = (
-    "tolaria_bus.cli.progress",
-    "tolaria_bus.cli.run",
-    "tolaria_bus.cli.training",
-    "tolaria_bus.worker",
-    "sklearn.datasets",
-    "torch._dynamo",  # The first optimizer of a process imports it.
-)
-_PR_SET_PDEATHSIG = 1
 
-
-class Nursery:
+class Nursery(nursery.Nursery):
     """The process that forks workers. A context manager; its children end with it."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "infra.torture.nursery"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        super().__init__(__name__)
 
     def start(
         self,
@@ -56,7 +28,7 @@ class Nursery:
         *,
         cwd: Path,
         log: Path,
-        environment: dict[str, str],
+        environment: Mapping[str, str],
         said: Path,
         cold: bool = False,
     ) -> int:
@@ -66,110 +38,36 @@ class Nursery:
             words: Of the command line, behind ``tolaria-bus``.
             cwd: Its working folder.
             log: What it prints is appended there.
-            environment: Variables beside the nursery's.
+            environment: Variables beside those of this process.
             said: Where it notes each alert that it has queued.
             cold: Become a new interpreter, which imports everything and notes nothing.
 
         Returns:
             Its process id, which stays its own until :meth:`reap`.
         """
-        answer = self._ask(
-            words=words,
-            cwd=str(cwd),
-            log=str(log),
-            environment=environment,
+        return self.fork(
+            words,
+            cwd=cwd,
+            environment={**os.environ, **environment},
+            log=log,
             said=str(said),
             cold=cold,
         )
-        return int(answer["pid"])
-
-    def reap(self, pid: int) -> int:
-        """Wait for a worker's end: its exit code, or minus the signal that ended it."""
-        return int(self._ask(reap=pid)["code"])
-
-    def close(self) -> None:
-        """End it, and its children."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def __enter__(self) -> Nursery:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _ask(self, **question: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question).encode() + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the nursery ended with {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def main() -> None:
     """Fork on request until standard input ends."""
-    for name in PRELOADED:
-        importlib.import_module(name)
     for job in (SmallDigits(), SmallBytes()):
         job.train_data()  # Read from disk and kept by its module.
-    answers = os.dup(1)
-    os.set_inheritable(answers, False)
-    os.dup2(2, 1)
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "reap" in question:
-            _, status = os.waitpid(question["reap"], 0)
-            answer = {"code": os.waitstatus_to_exitcode(status)}
-        else:
-            pid = os.fork()
-            if pid == 0:
-                prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-                os.close(answers)
-                _work(**question)
-            answer = {"pid": pid}
-        os.write(answers, json.dumps(answer).encode() + b"\n")
+    nursery.serve(_prepare)
 
 
-def _work(
-    words: list[str], cwd: str, log: str, environment: dict[str, str], said: str, *, cold: bool
-) -> NoReturn:
-    """Be a worker, as the command line would be one."""
-    code: object = 70
-    try:
-        os.setsid()
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.chdir(cwd)
-        os.environ.update(environment)
-        if cold:
-            words = [sys.executable, "-m", "tolaria_bus", *words]
-            os.execv(words[0], words)  # noqa: S606
-        # As in a process that was not forked: nobody may depend on what these come to.
-        random.seed()
-        np.random.seed()  # noqa: NPY002
-        torch.seed()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        _listen(said)
-        from tolaria_bus.cli import main as command_line
-
-        command_line(words)
-    except SystemExit as ending:
-        code = ending.code or 0
-    except BaseException:  # noqa: BLE001 - as the interpreter does at its top
-        sys.excepthook(*sys.exc_info())
-        code = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+def _prepare(words: list[str], *, said: str, cold: bool) -> None:
+    if cold:
+        words = [sys.executable, "-m", "tolaria_bus", *words]
+        os.execv(words[0], words)  # noqa: S606
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _listen(said)
 
 
 def _listen(said: str) -> None:

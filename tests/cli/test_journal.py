@@ -135,6 +135,26 @@ async def test_history_tells_of_a_process_that_was_killed_and_of_what_it_left(
     assert "environment" not in again
 
 
+async def test_another_length_than_before_is_told(
+    cli: Call,
+    make_run,  # noqa: F811
+    clean_place: Path,
+) -> None:
+    del clean_place
+    for length in ({"epochs": 1}, {"epochs": 1}, {"steps": 40}):
+        make_run("runs/r", **length).train()
+    started = (await cli("journal", "show", "r", "--kind", "started")).lines
+    assert ["16 steps (1 epoch)" in line for line in started] == [True, True, False]
+    assert "40 steps (3 epochs)" in started[2]
+    resumed = [line for line in (await cli("history", "r")).lines if " resumed " in line]
+    assert ["it had" in line for line in resumed] == [False, True]
+    assert "40 steps (3 epochs)" in resumed[1]
+    assert "it had 16 steps (1 epoch)" in resumed[1]
+    as_json = parsed((await cli("history", "r", "--json")).lines)
+    told = [item.get("planned_before") for item in as_json if item["kind"] == "resumed"]
+    assert told == [None, {"steps": 16, "epochs": 1}]
+
+
 async def test_a_run_that_somebody_works_on_is_said_to_go_on(
     cli: Call,
     make_run,  # noqa: F811

@@ -100,6 +100,16 @@ def test_a_state_is_judged_by_the_beats_age_the_lease_and_what_was_told(
     assert why in state.why
 
 
+@pytest.mark.parametrize(
+    ("lease", "name", "bad"), [(True, "starting", False), (False, "unknown", True)]
+)
+def test_a_run_that_never_told_how_it_is_is_starting_while_somebody_has_it(
+    lease, name, bad
+) -> None:
+    state = judge({}, now=NOW, lease_held=lease)
+    assert (state.name, state.bad) == (name, bad)
+
+
 def test_a_page_has_all_of_it_in_80_columns() -> None:
     note = {"reason": "a test " * 20, "by": "operator/ann", "since_step": 1000, "since": NOW - 9}
     mode = {"conservative": {**note, "off": ["profiling"], "ends": "send mode normal"}}

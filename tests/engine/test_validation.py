@@ -7,6 +7,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import TensorDataset
 
 from tolaria_bus.tolaria.engine import JobError, Validation, ValidationBatches, validate, view
+from tolaria_bus.tolaria.engine.passes import Passes
+from tolaria_bus.tolaria.engine.precision import StepState
 
 from .jobs_for_tests import Line
 
@@ -118,3 +120,69 @@ def test_an_error_names_the_users_line_and_restores_the_mode():
     with pytest.raises(JobError, match=r"validation's accuracy.*test_validation.py:\d+: IndexErr"):
         validate(model, view(job), ValidationBatches(data(8), 4), CPU)
     assert model.training
+
+
+class NotUnderAutocast(nn.Linear):
+    """Fails in eval mode as torch's fused transformer layer does on the CPU."""
+
+    error: Exception = RuntimeError("expected scalar type Float but found BFloat16")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and torch.is_autocast_enabled("cpu"):
+            raise self.error
+        return super().forward(x)
+
+
+def autocasting(model: nn.Module) -> Passes:
+    def run(batch: Any, share: float) -> Tensor:
+        raise AssertionError("validation makes no training pass")
+
+    return Passes(model, run, StepState(CPU), CPU, amp=torch.bfloat16)
+
+
+def test_what_fails_under_autocast_in_eval_mode_is_measured_without_it() -> None:
+    job, told = Line(), list[str]()
+    model = NotUnderAutocast(2, 1)
+    batches = ValidationBatches(data(23), 5)
+    for _ in range(2):
+        found = validate(
+            model, view(job), batches, CPU, passes=autocasting(model), on_fallback=told.append
+        )
+        assert found == measure(job, model, batches)
+    assert ["found BFloat16" in why for why in told] == [True, True]
+
+
+def test_where_it_works_it_is_measured_under_autocast() -> None:
+    job, told = Line(), list[str]()
+    model = nn.Linear(2, 1)
+    batches = ValidationBatches(data(23), 5)
+    found = validate(
+        model, view(job), batches, CPU, passes=autocasting(model), on_fallback=told.append
+    )
+    assert found is not None
+    assert found != measure(job, model, batches)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no memory"), JobError("the job: bad data")]
+)
+def test_what_fails_for_another_reason_fails(error: Exception) -> None:
+    class Fails(NotUnderAutocast):
+        def forward(self, x: Tensor) -> Tensor:
+            if isinstance(error, JobError) or torch.is_autocast_enabled("cpu"):
+                raise error
+            return super().forward(x)
+
+    job, told = Line(), list[str]()
+    model = Fails(2, 1)
+    with pytest.raises(JobError, match=str(error)):
+        validate(
+            model,
+            view(job),
+            ValidationBatches(data(9), 4),
+            CPU,
+            passes=autocasting(model),
+            on_fallback=told.append,
+        )
+    assert told == []

@@ -3,7 +3,7 @@
 from redis.asyncio import Redis
 
 from tests.oona.bus import STREAMS
-from tolaria_bus.oona.directory import beat, forget, runs, status, write_status
+from tolaria_bus.oona.directory import beat, enter, forget, runs, status, write_status
 
 
 async def test_a_run_is_found_with_its_last_beat(redis: Redis):
@@ -41,3 +41,12 @@ async def test_a_run_can_be_forgotten(redis: Redis):
     assert not await forget(redis, STREAMS, "a")
     assert await runs(redis, STREAMS) == {}
     assert await status(redis, STREAMS, "a") is None
+
+
+async def test_a_run_is_entered_before_it_begins_and_a_known_one_is_left_as_it_is(redis: Redis):
+    assert await enter(redis, STREAMS, "a", {"host": "one"})
+    assert not await enter(redis, STREAMS, "a", {"host": "two"})
+    assert await runs(redis, STREAMS) == {"a": {"host": "one", "mode": "starting"}}
+    await beat(redis, STREAMS, "a", {"host": "one", "mode": "running"})
+    assert not await enter(redis, STREAMS, "a", {"host": "one"})
+    assert await runs(redis, STREAMS) == {"a": {"host": "one", "mode": "running"}}

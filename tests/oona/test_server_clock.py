@@ -130,3 +130,23 @@ async def test_whoever_may_not_ask_judges_by_what_is_known(
         await send(redis, CONTROL, command())
         await events.wait_for("dead_letter")
     assert events.names().count("server_clock_unknown") == 1
+
+
+async def test_what_was_before_an_entry_is_never_said_to_be_after_it(redis: Redis):
+    """However long the server's answer was on its way."""
+    now = 1_000.0
+
+    def slow() -> float:
+        nonlocal now
+        now += 30
+        return now
+
+    clock = ServerClock(slow, lambda: 0.0)
+    assert clock.past_ms() is None
+    seconds, _ = await redis.time()
+    await clock.sync(redis)
+    now -= 30  # The moment at which its answer was there.
+    past = clock.past_ms()
+    entry: Any = await redis.xadd(CONTROL, {"payload": b"x"})
+    assert past is not None
+    assert seconds * 1000 <= past <= int(entry.partition(b"-")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,20 @@ import pytest
 
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tests.trainer.lives import Poisoned, Power
-from tests.trainer.test_commands import GERMINATE, LR, RESUME
+from tests.trainer.test_commands import GERMINATE, LR, PAUSE, RESUME
 from tests.trainer.test_died_on_the_way import Died
 from tests.trainer.test_recovery import Explodes
 from tests.trainer.test_rollback import AlwaysBad
-from tolaria_bus.leyline import CommandStatus, EmergencyLevel, EmergencySignal, JournalRecord
-from tolaria_bus.leyline.codec import short_name
+from tolaria_bus.leyline import (
+    AdaptationCommand,
+    CommandStatus,
+    EmergencyLevel,
+    EmergencySignal,
+    JournalRecord,
+)
+from tolaria_bus.leyline.codec import encode, from_json, short_name
 from tolaria_bus.safety.emergency_signal import checksum
-from tolaria_bus.tolaria.control.mailbox import RecordingOutbound
+from tolaria_bus.tolaria.control.mailbox import Delivery, RecordingOutbound
 from tolaria_bus.tolaria.recovery.journal import Journal, JournalUnwritable, read_records
 
 EMERGENCY = """{"commandId": "%s", "commandType": "EMERGENCY", "emergency": {"level": "%s"},
@@ -261,6 +268,110 @@ def test_a_resume_that_was_sent_before_a_halt_does_not_end_it(make_run) -> None:
     assert run.train().stopped_by == "finished"
     assert answers(run)["early"] == ("REJECTED", "superseded")
     assert answers(run)["r"] == ("APPLIED", "ok")
+
+
+def test_a_pause_that_overtook_an_earlier_resume_holds_until_a_later_one(make_run) -> None:
+    run = make_run()
+
+    class Resumes(RecordingOutbound):
+        def outcome(self, outcome: Any, delivery: Any) -> None:
+            super().outcome(outcome, delivery)
+            if outcome.command_id == "r":
+                run.send(RESUME.replace('"r"', '"again"'), entry="502-0")
+
+    run.outbound = Resumes()
+    # Read together: a PAUSE doesn't wait behind a RESUME, and is the later word all the same.
+    run.send(RESUME, entry="500-0")
+    run.send(PAUSE, entry="501-0")
+    assert run.train().stopped_by == "finished"
+    assert [item.command_id for item in run.outbound.outcomes] == ["p", "r", "again"]
+    assert answers(run)["r"] == ("REJECTED", "superseded")
+    assert "the PAUSE of entry 501-0" in run.outcome("r").reason
+    assert answers(run)["again"] == ("APPLIED", "ok")
+
+
+def test_a_halt_is_obeyed_though_the_servers_clock_was_set_back_since_the_last_resume(
+    make_run,
+) -> None:
+    run = make_run(steps=5)
+    run.send(RESUME, entry="900000-0")
+    run.train()
+    again = make_run()
+    again.mailbox.server_ms = lambda: 100_000
+    again.outbound = StopsAtHalt(again)
+    again.send(SIGNAL % ("h", "HALT"), entry="100000-0")
+    assert again.train().mode == "halted"
+
+
+class ResumesAfterHalt(RecordingOutbound):
+    """Sends a RESUME with each of these ids in turn, the first once the run has halted itself."""
+
+    def __init__(self, run: Run, *entries: str) -> None:
+        super().__init__()
+        self.run, self.entries = run, list(entries)
+
+    def emergency(self, signal: EmergencySignal) -> None:
+        super().emergency(signal)
+        if signal.level == HALT:
+            self.resume()
+
+    def outcome(self, outcome: Any, delivery: Any) -> None:
+        super().outcome(outcome, delivery)
+        self.resume()
+
+    def resume(self) -> None:
+        if self.entries:
+            entry = self.entries.pop(0)
+            self.run.send(RESUME.replace('"r"', f'"{entry}"'), entry=entry)
+        else:
+            self.run.mailbox.request_stop("signal")
+
+
+def test_a_resume_that_was_on_its_way_when_the_run_halted_itself_does_not_end_that_halt(
+    make_run,
+) -> None:
+    options: dict[str, Any] = {"rollback_limit": 2, "snapshot_every_steps": 8}
+    run = make_run(job=AlwaysBad(), **options)
+    run.mailbox.server_ms = lambda: 500
+    run.outbound = ResumesAfterHalt(run, "499-7")
+    assert run.train().mode == "halted"
+    assert answers(run)["499-7"] == ("REJECTED", "superseded")
+    assert "of before the run halted itself" in run.outcome("499-7").reason
+    again = make_run(job=Moons(), **options)
+    again.mailbox.server_ms = lambda: 900
+    again.outbound = ResumesAfterHalt(again, "500-0")
+    again.send(RESUME.replace('"r"', '"late"'), entry="499-9")
+    assert again.train().mode == "conservative"
+    assert answers(again) == {"late": ("REJECTED", "superseded"), "500-0": ("APPLIED", "ok")}
+
+
+def test_a_resume_that_was_on_its_way_does_not_end_a_halt_that_was_passed_on_without_a_server(
+    make_run,
+) -> None:
+    run = make_run()
+    run.mailbox.server_ms = lambda: 500_000
+    run.outbound = ResumesAfterHalt(run, "380000-0", "440000-0")
+    halt = from_json(SIGNAL % ("h", "HALT"), AdaptationCommand)
+    # Given a minute before the worker sees it.
+    halt.issued_at.FromNanoseconds(time.time_ns() - 60_000_000_000)
+    run.mailbox.post(Delivery(halt, encode(halt), stream="passed_on", source="x"))
+    assert run.train().mode == "conservative"
+    assert answers(run)["380000-0"] == ("REJECTED", "superseded")
+    assert answers(run)["440000-0"] == ("APPLIED", "ok")
+
+
+def test_a_run_that_halted_itself_can_be_resumed_though_the_servers_clock_was_set_back(
+    make_run,
+) -> None:
+    options: dict[str, Any] = {"rollback_limit": 2, "snapshot_every_steps": 8}
+    run = make_run(job=AlwaysBad(), **options)
+    run.mailbox.server_ms = lambda: 900_000
+    run.outbound = StopsAtHalt(run)
+    assert run.train().mode == "halted"
+    again = make_run(job=Moons(), **options)
+    again.mailbox.server_ms = lambda: 120_000
+    again.send(RESUME, entry="119000-0")
+    assert again.train().stopped_by == "finished"
 
 
 def test_a_signal_that_comes_by_two_ways_is_obeyed_once(make_run) -> None:

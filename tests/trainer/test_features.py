@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from tests.engine.test_passes import Backend, named
-from tests.trainer.conftest import STEPS_PER_EPOCH, Run
+from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tests.trainer.lives import Power
 from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
+from tests.trainer.test_seeds import Hooked, Slotted, applied, live
 from tolaria_bus.settings import SettingError, load
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.resuming import InexactResume
@@ -81,6 +85,39 @@ def test_power_lost_anywhere_ends_in_the_same_bits(make_run, tmp_path, settings)
     batches = settings.get("accumulate", 1)
     assert reference.steps == 4 * -(-STEPS_PER_EPOCH // batches)
     assert reference.epochs == 4
+
+
+@pytest.mark.parametrize("job", [Slotted, Hooked])
+def test_what_is_compiled_follows_a_seed_through_its_life(make_run, job) -> None:
+    plain = make_run("plain", job=job())
+    live(plain)
+    reference = plain.train()
+    run = make_run("run", job=job(), compile="probe")
+    live(run)
+    with named(backend := Backend()):
+        assert run.train().weights_sha256 == reference.weights_sha256
+    assert backend.compiled > 1
+    assert applied(run) == applied(plain)
+    assert "engine_fallback" not in run.events()
+
+
+class ValidatesInFloat32(Moons):
+    """In eval mode its model can't run under autocast."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        if not model.training and torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("no such kernel")
+        return super().loss(model, batch)
+
+
+def test_a_model_that_autocast_fails_in_validation_alone_is_trained_with_it_to_the_end(
+    make_run,
+) -> None:
+    reference = make_run("reference", amp="bf16").train()
+    run = make_run("run", job=ValidatesInFloat32(), amp="bf16")
+    assert run.train().weights_sha256 == reference.weights_sha256
+    told = [event for event in run.events() if event in ("validation_fallback", "engine_fallback")]
+    assert told == ["validation_fallback"]
 
 
 def test_a_run_says_at_its_start_what_is_on_and_why_the_rest_is_off(make_run) -> None:

@@ -320,8 +320,58 @@ def test_a_length_that_a_resume_changed_is_followed_where_no_rate_depends_on_it(
         longer: Run = make_run(name, job=job, steps=STEPS_PER_EPOCH + 5)
         longer.train()
     assert again(make_run("Moons").path).same_bits
-    with pytest.raises(ReplayRefused, match=r"another length \(epochs=1; steps=21\)"):
+    with pytest.raises(ReplayRefused, match=r"another length \(epochs=1: 16 steps; steps=21: "):
         again(make_run("Cosine").path, job=Cosine())
+
+
+def test_a_length_that_the_job_itself_has_changed_is_noticed(make_run, again: Again) -> None:
+    class Cosine(Moons):
+        schedule = "cosine"
+
+    make_run(job=Cosine(), epochs=None).train()
+    longer = Cosine()
+    longer.epochs = 5
+    run: Run = make_run(job=longer)
+    run.train()
+    with pytest.raises(ReplayRefused, match=r"none given: 64 steps; none given: 80 steps"):
+        again(run.path, job=longer)
+
+
+def changes_of_length(run: Run) -> list[tuple[str, dict[str, str]]]:
+    return [
+        (event.description, dict(event.attributes))
+        for packet, _ in run.outbound.packets
+        for event in packet.events
+        if event.event_id == "length_changed"
+    ]
+
+
+def test_another_length_than_before_is_told_when_a_run_is_resumed(make_run) -> None:
+    class Cosine(Moons):
+        schedule = "cosine"
+
+    lives = [
+        make_run(name, job=job, **length)
+        for name, job in (("plain", Moons()), ("cosine", Cosine()))
+        for length in ({"epochs": 1}, {"steps": 16}, {"epochs": 3}, {"steps": 40}, {"steps": 50})
+    ]
+    for run in lives:
+        run.train()
+    told = [[attributes for _, attributes in changes_of_length(run)] for run in lives]
+    expected = [
+        {
+            "steps": str(steps),
+            "epochs": str(epochs),
+            "steps_before": str(b),
+            "epochs_before": str(e),
+        }
+        for steps, epochs, b, e in ((48, 3, 16, 1), (40, 3, 48, 3), (50, 4, 40, 3))
+    ]
+    # The same length, asked for in another way, is no change.
+    assert told == [[], [], *([one] for one in expected)] * 2
+    ((plain, _),), ((cosine, _),) = changes_of_length(lives[4]), changes_of_length(lives[9])
+    assert plain == "resumed with 50 steps (4 epochs), it had 40 (3)"
+    assert cosine == f"{plain}; the cosine schedule follows it"
 
 
 def test_a_repeated_run_can_be_gone_on_with(make_run, tmp_path: Path) -> None:

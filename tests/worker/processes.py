@@ -16,7 +16,8 @@ from typing import Any
 
 import orjson
 
-from tests.worker.nursery import Forked, nursery
+from tests.worker import nursery
+from tests.worker.nursery import Forked
 
 _numbers = itertools.count()
 JOB = """
@@ -105,7 +106,7 @@ class Terminal:
                     start_new_session=True,
                 )
         else:
-            started = nursery().start(
+            started = nursery.start(
                 words,
                 cwd=self.folder,
                 environment=self._environment(),

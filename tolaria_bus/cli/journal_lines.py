@@ -103,6 +103,9 @@ def happening_json(happening: Happening) -> str:
         written["undid"] = list(happening.commands)
     if happening.kind == "resumed":
         written["steps_again"] = happening.again
+        if any(happening.planned_before):
+            steps, epochs = happening.planned_before
+            written["planned_before"] = {"steps": steps, "epochs": epochs}
     return orjson.dumps(written).decode()
 
 
@@ -153,8 +156,14 @@ def _start(started: RunStarted) -> Parts:
         (f"job {started.job}", "plain"),
         (" ".join(options), "plain"),
         (f"seed {started.seed}", "plain"),
+        (_length((started.planned_steps, started.planned_epochs)), "plain"),
         (f"from {started.resumed_from}" if started.resumed_from else "", "note"),
     ]
+
+
+def _length(planned: tuple[int, int]) -> str:
+    steps, epochs = planned
+    return f"{_count(steps, 'step')} ({_count(epochs, 'epoch')})" if steps else ""
 
 
 def _environment(items: Iterable[tuple[str, str]]) -> str:
@@ -190,10 +199,12 @@ def _tell_start(happening: Happening) -> Parts:
     assert isinstance(happening.told, RunStarted)
     again = happening.again
     resumed = happening.kind == "resumed"
+    longer = f"it had {_length(happening.planned_before)}" if any(happening.planned_before) else ""
     other = f"under another environment: {_environment(happening.changed)}"
     return [
         (happening.kind, "name"),
         *_start(happening.told),
+        (longer, "warn"),
         (f"({_count(again, 'step')} made again)" if again else "", "note"),
         (other, "warn") if resumed and happening.changed else ("", "plain"),
         ("" if resumed else _environment(happening.changed), "dim"),

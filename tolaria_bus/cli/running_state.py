@@ -24,8 +24,9 @@ class State:
     """How a run is.
 
     Attributes:
-        name: ``running``, ``conservative``, ``paused``, ``halted``, ``hung``, ``silent``, ``dead``,
-            ``finished``, ``stopped``, ``taken over``, ``failed``, ``unknown``.
+        name: ``starting``, ``running``, ``conservative``, ``paused``, ``halted``, ``hung``,
+            ``silent``, ``dead``, ``finished``, ``stopped``, ``taken over``, ``failed``,
+            ``unknown``.
         why: In words, where the name doesn't say it all; else empty.
         age: Seconds since its worker was last heard of; ``None``: never.
         bad: Somebody should look after it.
@@ -46,6 +47,8 @@ def judge(told: Mapping[str, Any], *, now: float, lease_held: bool) -> State:
         lease_held: Somebody has the run, by what the server says.
     """
     beat = _number(told.get("beat_server")) or _number(told.get("beat"))
+    if not told and lease_held:
+        return State("starting", "its worker has yet to tell how it is")
     if beat is None:
         return State("unknown", "its worker never told how it is", None, bad=not lease_held)
     age = max(now - beat, 0.0)

@@ -19,6 +19,7 @@ _STYLES: Final[Mapping[str, Style]] = {
     "running": "good",
     "finished": "good",
     "conservative": "warn",
+    "starting": "note",
     "paused": "note",
     "stopped": "note",
     "taken over": "note",

@@ -205,22 +205,30 @@ class ServerClock:
         self._monotonic = monotonic
         self._wall = wall
         self._offset: float | None = None
+        self._least: float | None = None
 
     async def sync(self, client: Redis) -> None:
         """Ask the server. Raises redis-py's errors."""
-        offsets = []
+        offsets, least = [], []
         for server in await servers(client):
             asked = self._monotonic()
             seconds, micros = await server.time()
+            told = seconds + micros / 1e6
             # As if it had answered at once: never behind its clock.
-            offsets.append(seconds + micros / 1e6 - asked)
-        self._offset = max(offsets)
+            offsets.append(told - asked)
+            # As if it had answered at the last moment: never ahead of it.
+            least.append(told - self._monotonic())
+        self._offset, self._least = max(offsets), min(least)
 
     def now_ms(self) -> int | None:
         """Milliseconds since the epoch on the server's clock; ``None`` until first asked."""
         if self._offset is None:
             return None
         return int(max(self._monotonic() + self._offset, self._wall()) * 1000)
+
+    def past_ms(self) -> int | None:
+        """Like :meth:`now_ms`, but never ahead of the server: what comes later has a later id."""
+        return None if self._least is None else int((self._monotonic() + self._least) * 1000)
 
     def now(self) -> float | None:
         """Seconds since the epoch, whatever this machine's wall clock says: for measuring."""

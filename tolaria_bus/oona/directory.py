@@ -4,17 +4,32 @@
 ``oona:{RUN}:status`` a JSON object that the worker rewrites each second. Neither is needed by
 anything that must be right: a beat is by its worker's clock, and whether a run has a worker is
 told by its lease.
+
+A run is entered as soon as its worker can be reached, before it has begun: its mode is then
+``starting``, until the first beat. One that never came so far is no run that anybody could lose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from redis.asyncio import Redis
 
 from tolaria_bus.oona.streams import RUN_ID, Streams
+
+STARTING: Final = "starting"
+"""Mode of a run that has been entered and has not begun."""
+
+
+async def enter(client: Redis, streams: Streams, run: str, info: Mapping[str, Any]) -> bool:
+    """Say that a run will be there; False if it is known already, and then nothing is changed.
+
+    Raises redis-py's errors, and TypeError for what isn't JSON.
+    """
+    text = orjson.dumps({**info, "mode": STARTING})
+    return bool(await client.hsetnx(streams.runs, run, text))
 
 
 async def beat(client: Redis, streams: Streams, run: str, info: Mapping[str, Any]) -> None:

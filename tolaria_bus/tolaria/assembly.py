@@ -11,8 +11,8 @@ import torch
 from tolaria_bus.safety import Phase, Signals
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.epoch_end import EpochEnd
-from tolaria_bus.tolaria.control.features import tell_prefetch_off
-from tolaria_bus.tolaria.control.gradients import ToldGradients
+from tolaria_bus.tolaria.control.features import tell_plain_validation, tell_prefetch_off
+from tolaria_bus.tolaria.control.gradients import ToldGradients, gradient_metrics
 from tolaria_bus.tolaria.control.handshake import Handshake
 from tolaria_bus.tolaria.control.mailbox import Mailbox, Outbound
 from tolaria_bus.tolaria.control.observing import Observations
@@ -136,6 +136,7 @@ def assemble(
         job=job.name,
         deadline=signals.deadline,
         saving=partial(signals.phase, Phase.SAVING),
+        server_ms=mailbox.server_ms,
     )
     validating = Validating(
         job,
@@ -145,6 +146,7 @@ def assemble(
         step.passes,
         signals,
         lambda: bool(mailbox.stop_reason),
+        partial(tell_plain_validation, telemetry),
     )
     steering.seeds = SeedWork(
         state, side, folder, telemetry, validating.first, note=steering.emergencies.note
@@ -175,6 +177,7 @@ def assemble(
         observations=steering.observations,
         handshake=steering.handshake,
         seeds=steering.seeds,
+        gradients=partial(gradient_metrics, state, tasks),
         profiling=profiling,
         clock=phases,
         telemetry=telemetry,

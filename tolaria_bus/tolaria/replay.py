@@ -17,6 +17,7 @@ from tolaria_bus.leyline import (
     EmergencySignal,
     FieldReport,
     MessagePriority,
+    RunStarted,
     SystemStatePacket,
     TelemetryPacket,
 )
@@ -29,7 +30,7 @@ from tolaria_bus.tolaria.recovery.environment import differences, environment
 from tolaria_bus.tolaria.recovery.recording import Recording
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
-from tolaria_bus.tolaria.start import pick_device, step_options
+from tolaria_bus.tolaria.start import follows_length, pick_device, step_options
 from tolaria_bus.tolaria.summary import Progress, RunSummary
 from tolaria_bus.tolaria.trainer import Trainer
 
@@ -218,20 +219,25 @@ def _check_environment(settings: Settings, recording: Recording) -> bool:
 
 def _with_length(schedule: Schedule, settings: Settings, recording: Recording) -> Settings:
     """Settings for a run whose length was changed by a resume, where that changed no rate."""
-    starts = [dict(record.started.settings) for record in recording.starts]
-    lengths = {tuple(start.get(name) for name in _LENGTH) for start in starts}
-    if len(lengths) == 1:
+    starts = [record.started for record in recording.starts]
+    # An older journal has only what was asked for.
+    known = all(start.planned_steps for start in starts)
+    lengths = [(_asked(start), start.planned_steps if known else 0) for start in starts]
+    if len(set(lengths)) == 1:
         return settings
-    if schedule.kind == "cosine" or (schedule.kind == "step" and schedule.step_size is None):
-        told = "; ".join(
-            " ".join(f"{name}={start[name]}" for name in _LENGTH if name in start) or "none given"
-            for start in starts
-        )
+    if follows_length(schedule):
+        told = "; ".join(f"{asked}: {steps} steps" if steps else asked for asked, steps in lengths)
         raise ReplayRefused(
             f"the run was resumed with another length ({told}), by which its {schedule.kind} "
             "schedule changed in the middle: that can't be repeated"
         )
     return settings.model_copy(update={"epochs": None, "steps": max(recording.end_step, 1)})
+
+
+def _asked(started: RunStarted) -> str:
+    """How long the run was to be from a start on, as it was asked for."""
+    asked = started.settings
+    return " ".join(f"{name}={asked[name]}" for name in _LENGTH if name in asked) or "none given"
 
 
 class _Said:

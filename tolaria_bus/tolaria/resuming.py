@@ -15,7 +15,7 @@ from tolaria_bus.tolaria.recovery.environment import differences, environment
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.state import TrainingState, restore
 from tolaria_bus.tolaria.recovery.weights import weights_sha256
-from tolaria_bus.tolaria.start import step_options
+from tolaria_bus.tolaria.start import Length, follows_length, plan_length, step_options
 
 
 class InexactResume(RuntimeError):
@@ -64,7 +64,8 @@ def resume(
         StateMismatch: The checkpoint isn't of this job.
     """
     now = {**environment(device), **step_options(settings).changes_numbers()}
-    before = folder.ledger.environment
+    before, planned = folder.ledger.environment, folder.ledger.planned
+    length = plan_length(job, settings, state.data.steps_per_epoch)
     changed = differences(before, now) if before else ""
     if changed and not settings.allow_inexact:
         raise InexactResume(
@@ -88,11 +89,29 @@ def resume(
         job_options=job.options,
         settings=deciding(settings),
         weights_sha256="" if found else weights_sha256(state.model),
+        planned_steps=length.steps,
+        planned_epochs=length.epochs,
     )
     folder.write(state.stamp(JournalRecord(started=started)))
     if changed:
         telemetry.alert("inexact", f"resumed under another environment: {changed}")
+    if planned[0] and planned != (length.steps, length.epochs):
+        _tell_length(telemetry, job, planned, length)
     if state.data.caution:
         tell = telemetry.event if found is None else telemetry.alert
         tell("data_caution", state.data.caution)
     return Resumed(checkpoint, sequence, replay, not changed)
+
+
+def _tell_length(telemetry: Telemetry, job: Job, before: tuple[int, int], length: Length) -> None:
+    steps, epochs = before
+    rates = f"; the {job.schedule.kind} schedule follows it" if follows_length(job.schedule) else ""
+    telemetry.event(
+        "length_changed",
+        f"resumed with {length.steps} steps ({length.epochs} epochs), it had {steps} ({epochs})"
+        + rates,
+        steps=length.steps,
+        epochs=length.epochs,
+        steps_before=steps,
+        epochs_before=epochs,
+    )

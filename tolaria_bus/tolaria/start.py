@@ -23,6 +23,7 @@ from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
 from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.prefetch import prefetched
+from tolaria_bus.tolaria.engine.schedule import Schedule
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 
@@ -59,6 +60,11 @@ def plan_length(job: Job, settings: Settings, batches_per_epoch: int) -> Length:
         return Length(settings.steps, -(-settings.steps // per_epoch), None)
     epochs = settings.epochs or job.epochs
     return Length(epochs * per_epoch, epochs, epochs * batches_per_epoch)
+
+
+def follows_length(schedule: Schedule) -> bool:
+    """Do the rates of a schedule depend on how long the run is?"""
+    return schedule.kind == "cosine" or (schedule.kind == "step" and schedule.step_size is None)
 
 
 def step_options(settings: Settings) -> StepOptions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -12,13 +11,11 @@ from typing import Any, Self
 import anyio
 import structlog
 from prometheus_client.registry import CollectorRegistry
-from redis.exceptions import RedisError
 
 from tolaria_bus.configured import copies
 from tolaria_bus.oona.connection import ServerClock, connect
 from tolaria_bus.oona.consumer import Consumer
 from tolaria_bus.oona.dead_letters import begun_key
-from tolaria_bus.oona.directory import beat, write_status
 from tolaria_bus.oona.metrics import stalled
 from tolaria_bus.oona.outbox import Outbox
 from tolaria_bus.oona.publisher import Publisher
@@ -37,8 +34,8 @@ from tolaria_bus.worker.draining import Drain
 from tolaria_bus.worker.holding import make_lease, refuse_known_run
 from tolaria_bus.worker.inbound import Inbound
 from tolaria_bus.worker.measuring import measure
+from tolaria_bus.worker.presence import Presence
 from tolaria_bus.worker.readers import GROUP, make_consumers, shared_group
-from tolaria_bus.worker.status import brief, whole
 from tolaria_bus.worker.telling import tell
 
 
@@ -98,10 +95,10 @@ class Bus:
             dead_age=timedelta(days=settings.dead_letter_age_days),
         )
         self._token = folder.ledger.starts + 1
-        self._began = time.time()
         self._consumers: list[Consumer] = []
         self._stack = AsyncExitStack()
         self._clock = ServerClock()
+        mailbox.server_ms = self._clock.past_ms
 
     async def __aenter__(self) -> Self:
         """Connect, take the lease, start reading and publishing.
@@ -116,6 +113,15 @@ class Bus:
             self._inbound = Inbound(self._run, self._mailbox, self._tasks)
             self._client = await stack.enter_async_context(connect(self._url, name="tolaria-bus"))
             await self._clock.sync(self._client)
+            self._presence = Presence(
+                self._client,
+                self._streams,
+                self._run,
+                self._clock,
+                job=self._job,
+                signals=self._signals,
+                settings=self._settings,
+            )
             self._clock_keeper = ClockKeeper(self._clock, self._client, on_event=self.tell)
             if not self._new:
                 await refuse_known_run(self._client, self._streams, self._run, self._folder)
@@ -151,6 +157,8 @@ class Bus:
             self._tasks.start_soon(self._lease.keep)
             self._tasks.start_soon(self._clock_keeper.run)
             await self._start_consumers()
+            # Not sooner: who finds it there may send to it, and its groups have to be there.
+            await self._presence.enter()
             self._start_janitor()
             self._measure()
             self._stack = stack.pop_all()
@@ -175,7 +183,7 @@ class Bus:
                 packets=left,
                 in_spool=len(self._spool),
             )
-        reason = await drain.give_back(self._lease)
+        reason = await drain.give_back(self._lease, self._presence.leave)
         if reason:
             self._log.warning("the lease was not given back; it will lapse", reason=reason)
 
@@ -188,27 +196,10 @@ class Bus:
         self._spool.sync()
 
     async def beat(self, progress: Progress, standing: Mapping[str, Any]) -> None:
-        """Tell everybody where the run is. An outage is the publisher's to report."""
-        few = brief(
-            self._run,
-            progress,
-            began=self._began,
-            read_age=max(consumer.read_age for consumer in self._consumers),
-            server_now=self._clock.now(),
-        )
-        all_of_it = whole(
-            few,
-            standing,
-            job=self._job,
-            signals=self._signals,
-            settings=self._settings,
-            ended=self.ended,
-        )
-        try:
-            await beat(self._client, self._streams, self._run, few)
-            await write_status(self._client, self._streams, self._run, all_of_it)
-        except (RedisError, OSError) as error:
-            self._log.debug("no beat", reason=str(error))
+        """Tell everybody where the run is, if the server can be told."""
+        self._presence.ended = self.ended
+        read_age = max(consumer.read_age for consumer in self._consumers)
+        await self._presence.beat(progress, standing, read_age=read_age)
 
     async def _take_lease(self, stack: AsyncExitStack) -> None:
         self._lease = make_lease(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -37,11 +37,17 @@ class Drain:
         seconds = max(0.0, self._sent_until - anyio.current_time())
         return await publisher.drain(timedelta(seconds=seconds))
 
-    async def give_back(self, lease: Lease) -> str:
-        """Let the next worker have the run at once; why that couldn't be, or nothing."""
+    async def give_back(self, lease: Lease, then: Callable[[], Awaitable[object]]) -> str:
+        """Let the next worker have the run at once; why that couldn't be, or nothing.
+
+        Args:
+            lease: Of the run.
+            then: What is left to do at the server.
+        """
         try:
             with anyio.CancelScope(deadline=self._until):
                 await lease.release()
+                await then()
                 return ""
         except (RedisError, OSError) as error:
             return reason_of(error)

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from redis.asyncio import Redis
 
-from tolaria_bus.oona.directory import runs
+from tolaria_bus.oona.directory import STARTING, runs
 from tolaria_bus.oona.events import OnEvent
 from tolaria_bus.oona.lease import Lease
 from tolaria_bus.oona.streams import Streams
@@ -21,12 +21,15 @@ class RunKnown(RuntimeError):
 
 
 async def refuse_known_run(client: Redis, streams: Streams, run: str, folder: RunFolder) -> None:
-    """Don't begin a run anew by accident.
+    """Don't begin a run anew by accident. One that never got beyond its start may.
 
     Raises:
         RunKnown: See there.
     """
-    if folder.is_new and run in await runs(client, streams):
+    if not folder.is_new:
+        return
+    known = (await runs(client, streams)).get(run)
+    if known is not None and known.get("mode") != STARTING:
         raise RunKnown(
             f"the server knows a run {run!r}, but {folder.path} is empty: "
             "give the folder that it has, another id, or --new to begin it anew"

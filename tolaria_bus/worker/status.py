@@ -13,6 +13,18 @@ from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.summary import Progress
 
 
+def who(run: str, *, began: float, server_now: float | None) -> dict[str, Any]:
+    """Which process has the run, and that it is there; the arguments are those of :func:`brief`."""
+    return {
+        "run": run,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "started": began,
+        "beat": time.time(),
+        "beat_server": server_now,
+    }
+
+
 def brief(
     run: str, progress: Progress, *, began: float, read_age: float, server_now: float | None
 ) -> dict[str, Any]:
@@ -27,12 +39,7 @@ def brief(
             machine.
     """
     return {
-        "run": run,
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "started": began,
-        "beat": time.time(),
-        "beat_server": server_now,
+        **who(run, began=began, server_now=server_now),
         "step": progress.step,
         "total_steps": progress.total_steps,
         "epoch": progress.epoch,

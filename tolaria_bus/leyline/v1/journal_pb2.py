@@ -26,7 +26,7 @@ from tolaria_bus.leyline.v1 import command_pb2 as leyline_dot_v1_dot_command__pb
 from tolaria_bus.leyline.v1 import emergency_pb2 as leyline_dot_v1_dot_emergency__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18leyline/v1/journal.proto\x12\nleyline.v1\x1a\x18leyline/v1/command.proto\x1a\x1aleyline/v1/emergency.proto\"\x86\x04\n\rJournalRecord\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08timeline\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x15\n\rwritten_at_ns\x18\x05 \x01(\x04\x12)\n\x07started\x18\n \x01(\x0b\x32\x16.leyline.v1.RunStartedH\x00\x12+\n\x06intent\x18\x0b \x01(\x0b\x32\x19.leyline.v1.CommandIntentH\x00\x12-\n\x07\x61ttempt\x18\x0c \x01(\x0b\x32\x1a.leyline.v1.CommandAttemptH\x00\x12+\n\x06result\x18\r \x01(\x0b\x32\x19.leyline.v1.CommandResultH\x00\x12/\n\x08\x64\x65\x66\x65rred\x18\x0e \x01(\x0b\x32\x1b.leyline.v1.CommandDeferredH\x00\x12(\n\x08\x64\x65\x63ision\x18\x0f \x01(\x0b\x32\x14.leyline.v1.DecisionH\x00\x12&\n\x03\x63ut\x18\x10 \x01(\x0b\x32\x17.leyline.v1.TimelineCutH\x00\x12\x31\n\ncheckpoint\x18\x11 \x01(\x0b\x32\x1b.leyline.v1.CheckpointSavedH\x00\x12)\n\x07stopped\x18\x12 \x01(\x0b\x32\x16.leyline.v1.RunStoppedH\x00\x42\x08\n\x06record\"\xd7\x03\n\nRunStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x13\n\x0blease_token\x18\x04 \x01(\x04\x12\x14\n\x0cresumed_from\x18\x05 \x01(\t\x12<\n\x0b\x65nvironment\x18\x06 \x03(\x0b\x32\'.leyline.v1.RunStarted.EnvironmentEntry\x12\x10\n\x08job_spec\x18\x07 \x01(\t\x12;\n\x0bjob_options\x18\x08 \x03(\x0b\x32&.leyline.v1.RunStarted.JobOptionsEntry\x12\x36\n\x08settings\x18\t \x03(\x0b\x32$.leyline.v1.RunStarted.SettingsEntry\x12\x16\n\x0eweights_sha256\x18\n \x01(\t\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fJobOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\rCommandSource\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"~\n\rCommandIntent\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12)\n\x06origin\x18\x04 \x01(\x0b\x32\x19.leyline.v1.CommandSource\x12\r\n\x05place\x18\x05 \x01(\r\"4\n\x0e\x43ommandAttempt\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"\x8b\x01\n\rCommandResult\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12+\n\x07outcome\x18\x03 \x01(\x0b\x32\x1a.leyline.v1.CommandOutcome\x12)\n\x06origin\x18\x04 \x01(\x0b\x32\x19.leyline.v1.CommandSource\"\x94\x01\n\x0f\x43ommandDeferred\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12)\n\x06origin\x18\x04 \x01(\x0b\x32\x19.leyline.v1.CommandSource\x12\x0f\n\x07\x61t_step\x18\x05 \x01(\x04\x12\x10\n\x08\x61t_epoch\x18\x06 \x01(\r\"\x89\x01\n\x08\x44\x65\x63ision\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x30\n\x06values\x18\x03 \x03(\x0b\x32 .leyline.v1.Decision.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf7\x01\n\x0bTimelineCut\x12\x15\n\rfrom_timeline\x18\x01 \x01(\r\x12\x11\n\tfrom_step\x18\x02 \x01(\x04\x12\x17\n\x0ftarget_sequence\x18\x03 \x01(\x04\x12\x13\n\x0btarget_step\x18\x04 \x01(\x04\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\x12\x15\n\rdata_position\x18\x06 \x01(\x04\x12\x11\n\tlr_factor\x18\x07 \x01(\x01\x12\r\n\x05\x63\x61use\x18\x08 \x01(\t\x12\x12\n\ncommand_id\x18\t \x01(\t\x12!\n\x04mode\x18\n \x01(\x0b\x32\x13.leyline.v1.RunMode\x12\x0c\n\x04tier\x18\x0b \x01(\t\"\xe4\x01\n\x07RunMode\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x0e\n\x06halted\x18\x02 \x01(\x08\x12\x14\n\x0c\x63onservative\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12-\n\temergency\x18\x06 \x01(\x0b\x32\x1a.leyline.v1.EmergencyState\x12/\n\x11\x63onservative_note\x18\n \x01(\x0b\x32\x14.leyline.v1.ModeNote\x12\'\n\theld_note\x18\x0b \x01(\x0b\x32\x14.leyline.v1.ModeNote\"L\n\x08ModeNote\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x12\n\nsince_step\x18\x03 \x01(\x04\x12\x10\n\x08since_ns\x18\x04 \x01(\x04\"8\n\x0f\x43heckpointSaved\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\"8\n\nRunStopped\x12\x12\n\nstopped_by\x18\x01 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18leyline/v1/journal.proto\x12\nleyline.v1\x1a\x18leyline/v1/command.proto\x1a\x1aleyline/v1/emergency.proto\"\x86\x04\n\rJournalRecord\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08timeline\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x15\n\rwritten_at_ns\x18\x05 \x01(\x04\x12)\n\x07started\x18\n \x01(\x0b\x32\x16.leyline.v1.RunStartedH\x00\x12+\n\x06intent\x18\x0b \x01(\x0b\x32\x19.leyline.v1.CommandIntentH\x00\x12-\n\x07\x61ttempt\x18\x0c \x01(\x0b\x32\x1a.leyline.v1.CommandAttemptH\x00\x12+\n\x06result\x18\r \x01(\x0b\x32\x19.leyline.v1.CommandResultH\x00\x12/\n\x08\x64\x65\x66\x65rred\x18\x0e \x01(\x0b\x32\x1b.leyline.v1.CommandDeferredH\x00\x12(\n\x08\x64\x65\x63ision\x18\x0f \x01(\x0b\x32\x14.leyline.v1.DecisionH\x00\x12&\n\x03\x63ut\x18\x10 \x01(\x0b\x32\x17.leyline.v1.TimelineCutH\x00\x12\x31\n\ncheckpoint\x18\x11 \x01(\x0b\x32\x1b.leyline.v1.CheckpointSavedH\x00\x12)\n\x07stopped\x18\x12 \x01(\x0b\x32\x16.leyline.v1.RunStoppedH\x00\x42\x08\n\x06record\"\x86\x04\n\nRunStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x13\n\x0blease_token\x18\x04 \x01(\x04\x12\x14\n\x0cresumed_from\x18\x05 \x01(\t\x12<\n\x0b\x65nvironment\x18\x06 \x03(\x0b\x32\'.leyline.v1.RunStarted.EnvironmentEntry\x12\x10\n\x08job_spec\x18\x07 \x01(\t\x12;\n\x0bjob_options\x18\x08 \x03(\x0b\x32&.leyline.v1.RunStarted.JobOptionsEntry\x12\x36\n\x08settings\x18\t \x03(\x0b\x32$.leyline.v1.RunStarted.SettingsEntry\x12\x16\n\x0eweights_sha256\x18\n \x01(\t\x12\x15\n\rplanned_steps\x18\x0b \x01(\x04\x12\x16\n\x0eplanned_epochs\x18\x0c \x01(\r\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fJobOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\rCommandSource\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"~\n\rCommandIntent\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12)\n\x06origin\x18\x04 \x01(\x0b\x32\x19.leyline.v1.CommandSource\x12\r\n\x05place\x18\x05 \x01(\r\"4\n\x0e\x43ommandAttempt\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"\x8b\x01\n\rCommandResult\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12+\n\x07outcome\x18\x03 \x01(\x0b\x32\x1a.leyline.v1.CommandOutcome\x12)\n\x06origin\x18\x04 \x01(\x0b\x32\x19.leyline.v1.CommandSource\"\x94\x01\n\x0f\x43ommandDeferred\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12)\n\x06origin\x18\x04 \x01(\x0b\x32\x19.leyline.v1.CommandSource\x12\x0f\n\x07\x61t_step\x18\x05 \x01(\x04\x12\x10\n\x08\x61t_epoch\x18\x06 \x01(\r\"\x89\x01\n\x08\x44\x65\x63ision\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x30\n\x06values\x18\x03 \x03(\x0b\x32 .leyline.v1.Decision.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf7\x01\n\x0bTimelineCut\x12\x15\n\rfrom_timeline\x18\x01 \x01(\r\x12\x11\n\tfrom_step\x18\x02 \x01(\x04\x12\x17\n\x0ftarget_sequence\x18\x03 \x01(\x04\x12\x13\n\x0btarget_step\x18\x04 \x01(\x04\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\x12\x15\n\rdata_position\x18\x06 \x01(\x04\x12\x11\n\tlr_factor\x18\x07 \x01(\x01\x12\r\n\x05\x63\x61use\x18\x08 \x01(\t\x12\x12\n\ncommand_id\x18\t \x01(\t\x12!\n\x04mode\x18\n \x01(\x0b\x32\x13.leyline.v1.RunMode\x12\x0c\n\x04tier\x18\x0b \x01(\t\"\xe4\x01\n\x07RunMode\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x0e\n\x06halted\x18\x02 \x01(\x08\x12\x14\n\x0c\x63onservative\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12-\n\temergency\x18\x06 \x01(\x0b\x32\x1a.leyline.v1.EmergencyState\x12/\n\x11\x63onservative_note\x18\n \x01(\x0b\x32\x14.leyline.v1.ModeNote\x12\'\n\theld_note\x18\x0b \x01(\x0b\x32\x14.leyline.v1.ModeNote\"L\n\x08ModeNote\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x12\n\nsince_step\x18\x03 \x01(\x04\x12\x10\n\x08since_ns\x18\x04 \x01(\x04\"8\n\x0f\x43heckpointSaved\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\"8\n\nRunStopped\x12\x12\n\nstopped_by\x18\x01 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,35 +44,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOURNALRECORD']._serialized_start=95
   _globals['_JOURNALRECORD']._serialized_end=613
   _globals['_RUNSTARTED']._serialized_start=616
-  _globals['_RUNSTARTED']._serialized_end=1087
-  _globals['_RUNSTARTED_ENVIRONMENTENTRY']._serialized_start=937
-  _globals['_RUNSTARTED_ENVIRONMENTENTRY']._serialized_end=987
-  _globals['_RUNSTARTED_JOBOPTIONSENTRY']._serialized_start=989
-  _globals['_RUNSTARTED_JOBOPTIONSENTRY']._serialized_end=1038
-  _globals['_RUNSTARTED_SETTINGSENTRY']._serialized_start=1040
-  _globals['_RUNSTARTED_SETTINGSENTRY']._serialized_end=1087
-  _globals['_COMMANDSOURCE']._serialized_start=1089
-  _globals['_COMMANDSOURCE']._serialized_end=1154
-  _globals['_COMMANDINTENT']._serialized_start=1156
-  _globals['_COMMANDINTENT']._serialized_end=1282
-  _globals['_COMMANDATTEMPT']._serialized_start=1284
-  _globals['_COMMANDATTEMPT']._serialized_end=1336
-  _globals['_COMMANDRESULT']._serialized_start=1339
-  _globals['_COMMANDRESULT']._serialized_end=1478
-  _globals['_COMMANDDEFERRED']._serialized_start=1481
-  _globals['_COMMANDDEFERRED']._serialized_end=1629
-  _globals['_DECISION']._serialized_start=1632
-  _globals['_DECISION']._serialized_end=1769
-  _globals['_DECISION_VALUESENTRY']._serialized_start=1724
-  _globals['_DECISION_VALUESENTRY']._serialized_end=1769
-  _globals['_TIMELINECUT']._serialized_start=1772
-  _globals['_TIMELINECUT']._serialized_end=2019
-  _globals['_RUNMODE']._serialized_start=2022
-  _globals['_RUNMODE']._serialized_end=2250
-  _globals['_MODENOTE']._serialized_start=2252
-  _globals['_MODENOTE']._serialized_end=2328
-  _globals['_CHECKPOINTSAVED']._serialized_start=2330
-  _globals['_CHECKPOINTSAVED']._serialized_end=2386
-  _globals['_RUNSTOPPED']._serialized_start=2388
-  _globals['_RUNSTOPPED']._serialized_end=2444
+  _globals['_RUNSTARTED']._serialized_end=1134
+  _globals['_RUNSTARTED_ENVIRONMENTENTRY']._serialized_start=984
+  _globals['_RUNSTARTED_ENVIRONMENTENTRY']._serialized_end=1034
+  _globals['_RUNSTARTED_JOBOPTIONSENTRY']._serialized_start=1036
+  _globals['_RUNSTARTED_JOBOPTIONSENTRY']._serialized_end=1085
+  _globals['_RUNSTARTED_SETTINGSENTRY']._serialized_start=1087
+  _globals['_RUNSTARTED_SETTINGSENTRY']._serialized_end=1134
+  _globals['_COMMANDSOURCE']._serialized_start=1136
+  _globals['_COMMANDSOURCE']._serialized_end=1201
+  _globals['_COMMANDINTENT']._serialized_start=1203
+  _globals['_COMMANDINTENT']._serialized_end=1329
+  _globals['_COMMANDATTEMPT']._serialized_start=1331
+  _globals['_COMMANDATTEMPT']._serialized_end=1383
+  _globals['_COMMANDRESULT']._serialized_start=1386
+  _globals['_COMMANDRESULT']._serialized_end=1525
+  _globals['_COMMANDDEFERRED']._serialized_start=1528
+  _globals['_COMMANDDEFERRED']._serialized_end=1676
+  _globals['_DECISION']._serialized_start=1679
+  _globals['_DECISION']._serialized_end=1816
+  _globals['_DECISION_VALUESENTRY']._serialized_start=1771
+  _globals['_DECISION_VALUESENTRY']._serialized_end=1816
+  _globals['_TIMELINECUT']._serialized_start=1819
+  _globals['_TIMELINECUT']._serialized_end=2066
+  _globals['_RUNMODE']._serialized_start=2069
+  _globals['_RUNMODE']._serialized_end=2297
+  _globals['_MODENOTE']._serialized_start=2299
+  _globals['_MODENOTE']._serialized_end=2375
+  _globals['_CHECKPOINTSAVED']._serialized_start=2377
+  _globals['_CHECKPOINTSAVED']._serialized_end=2433
+  _globals['_RUNSTOPPED']._serialized_start=2435
+  _globals['_RUNSTOPPED']._serialized_end=2491
 # @@protoc_insertion_point(module_scope)

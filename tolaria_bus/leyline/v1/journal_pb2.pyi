@@ -168,6 +168,8 @@ class RunStarted(_message.Message):
     JOB_OPTIONS_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
+    PLANNED_STEPS_FIELD_NUMBER: _builtins.int
+    PLANNED_EPOCHS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     job: _builtins.str
     seed: _builtins.int
@@ -177,6 +179,9 @@ class RunStarted(_message.Message):
     """The job as it was asked for, and its own options."""
     weights_sha256: _builtins.str
     """Of the model as the run began with it; empty where the state is a checkpoint's."""
+    planned_steps: _builtins.int
+    """How long the run is from here on, whoever decided that: settings, or the job. 0: not recorded."""
+    planned_epochs: _builtins.int
     @_builtins.property
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """torch, device, threads, determinism: what bitwise equality depends on."""
@@ -200,10 +205,12 @@ class RunStarted(_message.Message):
         job_options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         weights_sha256: _builtins.str = ...,
+        planned_steps: _builtins.int = ...,
+        planned_epochs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "job", b"job", "job_options", b"job_options", "job_spec", b"job_spec", "lease_token", b"lease_token", "resumed_from", b"resumed_from", "run_id", b"run_id", "seed", b"seed", "settings", b"settings", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "job", b"job", "job_options", b"job_options", "job_spec", b"job_spec", "lease_token", b"lease_token", "planned_epochs", b"planned_epochs", "planned_steps", b"planned_steps", "resumed_from", b"resumed_from", "run_id", b"run_id", "seed", b"seed", "settings", b"settings", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,6 +13,7 @@ from tolaria_bus.tolaria.control.steerable import Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.recovery.checkpoint_info import parse_name
 from tolaria_bus.tolaria.recovery.checkpoints import CheckpointFailed
+from tolaria_bus.tolaria.recovery.disk_helper import HELPER_LOST
 from tolaria_bus.tolaria.recovery.restore_points import newest_validated
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.saving import Saving
@@ -77,6 +78,7 @@ class Checkpointing:
             job=job,
             on_saved=self._saved,
             on_failed=self._not_saved,
+            on_helper_lost=lambda why: telemetry.warning(HELPER_LOST, why),
             waiting=waiting,
             writer=settings.checkpoint_writer,
         )

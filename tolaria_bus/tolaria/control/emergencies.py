@@ -30,6 +30,7 @@ from tolaria_bus.safety.emergency import CONSERVATIVE, ELEVATED, HALT, LIMITS, l
 from tolaria_bus.tolaria.control.mode import note_mode
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
+from tolaria_bus.tolaria.recovery.ledger import id_at
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
@@ -49,6 +50,7 @@ class Emergencies:
         telemetry: Sends the signals.
         clean_steps: After so many steps without a cause the level falls by one.
         wall_ns: The wall clock, that of messages.
+        server_ms: The clock of the commands' entries, see :class:`.mailbox.Mailbox`.
 
     Attributes:
         next_step: The step at which the level falls if nothing happens; the trainer compares it at
@@ -65,6 +67,7 @@ class Emergencies:
         *,
         clean_steps: int,
         wall_ns: Callable[[], int] = time.time_ns,
+        server_ms: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.next_step = 0
         self.shown: dict[str, Any] | None = None
@@ -73,6 +76,7 @@ class Emergencies:
         self._telemetry = telemetry
         self._clean_steps = clean_steps
         self._wall_ns = wall_ns
+        self._server_ms = server_ms
 
     def note(self, cause: str, reason: str, *, with_cut: bool = False) -> None:
         """Something went wrong. Told and done if the run comes to a higher level by it.
@@ -129,6 +133,21 @@ class Emergencies:
                 limit_seconds=f"{limit:g}",
             )
         return took * 1e3
+
+    def given_at(self, issued_ns: int) -> str:
+        """When a word was given, as the id that the server would have given an entry then.
+
+        Args:
+            issued_ns: By this machine's wall clock; 0: now.
+
+        Returns:
+            Empty where there is no server.
+        """
+        now_ms = self._server_ms()
+        if now_ms is None or not issued_ns:
+            return id_at(now_ms)
+        age_ms = max(0, self._wall_ns() - issued_ns) // 1_000_000
+        return id_at(max(0, now_ms - age_ms))
 
     def stand(self, command: AdaptationCommand) -> None:
         """Make no step, for a HALT that isn't in the journal yet: that changes no weight."""

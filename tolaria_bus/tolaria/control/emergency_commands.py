@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from tolaria_bus.leyline import AdaptationCommand, CommandType, EmergencyLevel
+from tolaria_bus.leyline import AdaptationCommand, CommandType, EmergencyLevel, RunMode
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.safety.emergency import HALT, level_name
 from tolaria_bus.safety.emergency_signal import SIGNAL_PREFIX, scope_refused
 from tolaria_bus.tolaria.control.mode import mode_name
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details, Effect, Steerable
-from tolaria_bus.tolaria.recovery.ledger import order
+from tolaria_bus.tolaria.recovery.ledger import HALTED_AT, CommandLedger, order
 
 CANCELLED: Final = "cancelled"
 SUPERSEDED: Final = "superseded"
+AHEAD_MS: Final = 5000
+"""No entry is taken whose id is further ahead of the server's clock."""
 _LATER: Final = ("at_step", "at_epoch")
 
 
@@ -43,17 +45,20 @@ def judge_emergency(command: AdaptationCommand, run: Steerable) -> Effect:
     def effect() -> Details:
         # Out first: a reader of the emergency stream must not wait for the disk.
         run.announce(level, reason, scope, wanted.runs, command_id=command.command_id)
+        issued_ns = command.issued_at.ToNanoseconds() if at_once else 0
         took_ms = run.emergencies.obey(
             level,
             cause="signal" if signalled else "command",
             reason=reason,
             by=command.issued_by,
-            issued_ns=command.issued_at.ToNanoseconds() if at_once else 0,
+            issued_ns=issued_ns,
         )
         mode = run.state.mode
         details: Details = {"level": short_name(EmergencyLevel, level)}
         if level == HALT:
             details |= run.make_halt_durable()
+            if signalled and (at := run.emergencies.given_at(issued_ns)):
+                details[HALTED_AT] = at
         if took_ms is not None:
             details["seen_ms"] = round(took_ms, 3)
         return {**details, "at": level_name(mode.emergency.level), "mode": mode_name(mode)}
@@ -71,33 +76,54 @@ def is_halt(command: AdaptationCommand) -> bool:
 
 
 def refuse_superseded(
-    command: AdaptationCommand, entry_id: str, *, resumed_at: str, halted_at: str, halted: bool
+    command: AdaptationCommand,
+    entry_id: str,
+    ledger: CommandLedger,
+    mode: RunMode,
+    *,
+    now_ms: int | None,
 ) -> None:
-    """Refuse an emergency that a later RESUME cancels, and a RESUME that a later HALT makes void.
+    """Refuse an emergency that a later RESUME cancels, and a RESUME of before what holds the run.
 
     What is later is said by the entries' ids, which the server gives: streams are read side by
-    side, and the one that was sent first may come second.
+    side, and the one that was sent first may come second, as PAUSE and HALT overtake. A HALT of the
+    run's own has no entry; its time by the server's clock stands for it.
 
     Args:
         command: A new one.
         entry_id: Of its entry; empty if it has none, and then nothing is known.
-        resumed_at: The highest id of a RESUME that was applied, or empty.
-        halted_at: Likewise of a HALT.
-        halted: The run is halted.
+        ledger: Has the ids of what was applied.
+        mode: Of the run.
+        now_ms: The server's clock; ``None`` where there is none.
 
     Raises:
         CommandRefused: ``cancelled`` or ``superseded``.
     """
     if not entry_id or any(name in command.annotations for name in _LATER):
         return
+
+    def sent_before(other: str) -> bool:
+        if order(entry_id) >= order(other):
+            return False
+        # Else the clock was set back since, and ids say nothing any more. Nobody must be kept from
+        # stopping a run by that, or from freeing it.
+        return now_ms is None or order(other)[0] <= now_ms + AHEAD_MS
+
     kind = command.command_type
-    if kind == CommandType.COMMAND_EMERGENCY and order(entry_id) < order(resumed_at):
+    if kind == CommandType.COMMAND_EMERGENCY and sent_before(ledger.resumed_at):
         raise CommandRefused(
-            CANCELLED, f"entry {entry_id} is earlier than the RESUME of entry {resumed_at}"
+            CANCELLED, f"entry {entry_id} is earlier than the RESUME of entry {ledger.resumed_at}"
         )
-    if kind == CommandType.COMMAND_RESUME and halted and order(entry_id) < order(halted_at):
-        raise CommandRefused(
-            SUPERSEDED,
-            f"entry {entry_id} is earlier than the HALT of entry {halted_at}, which holds the run: "
-            "send RESUME again",
+    if kind != CommandType.COMMAND_RESUME:
+        return
+    holds = ""
+    if mode.halted and sent_before(ledger.halted_at):
+        holds = f"earlier than the HALT of entry {ledger.halted_at}, which holds the run"
+    elif mode.halted and sent_before(ledger.halted_itself_at):
+        holds = (
+            f"of before the run halted itself, at {ledger.halted_itself_at} by the server's clock"
         )
+    elif mode.paused and sent_before(ledger.paused_at):
+        holds = f"earlier than the PAUSE of entry {ledger.paused_at}, which holds the run"
+    if holds:
+        raise CommandRefused(SUPERSEDED, f"entry {entry_id} is {holds}: send RESUME again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tolaria_bus.leyline import SystemStatePacket
 from tolaria_bus.settings import Settings
@@ -33,6 +33,7 @@ class EpochEnd:
         observations: What becomes of commands' effects.
         handshake: Asks Tamiyo.
         seeds: Publishes how seeds are.
+        gradients: What the state packet says of gradients.
         profiling: Is told of a validation.
         clock: Times the phases.
         telemetry: Publishes.
@@ -53,6 +54,7 @@ class EpochEnd:
         observations: Observations,
         handshake: Handshake,
         seeds: SeedWork,
+        gradients: Callable[[], Mapping[str, float]],
         profiling: Profiling,
         clock: PhaseClock,
         telemetry: Telemetry,
@@ -64,6 +66,8 @@ class EpochEnd:
         self._observations = observations
         self._handshake = handshake
         self._seeds = seeds
+        self._gradients = gradients
+        self._measured: Mapping[str, float] = {}
         self._profiling = profiling
         self._clock = clock
         self._telemetry = telemetry
@@ -76,7 +80,7 @@ class EpochEnd:
             telemetry=telemetry,
             validate=self._validate,
             accept=steering.health.check_accuracy,
-            describe=handshake.describe,
+            describe=self._describe,
             ask=self._ask,
             adapt=self._adapt,
             check=steering.check_parts,
@@ -93,11 +97,17 @@ class EpochEnd:
         if not self._steering.health.check():
             return False
         self._observations.stop_clock()
+        # The device has been waited for. Here, as large gradients take longer than a packet may.
+        self._measured = self._gradients()
         self.boundary.cross(epoch, state.end_epoch())
         self._seeds.publish()
         self._telemetry.metrics(self._handshake.tell())
         self._observations.start_clock()
         return True
+
+    def _describe(self, packet: SystemStatePacket) -> None:
+        self._handshake.describe(packet)
+        packet.training_metrics.update(self._measured)
 
     def _validate(self) -> Validation | None:
         self._profiling.before_validation(len(self._validating.held_out))

@@ -50,6 +50,15 @@ def tell_prefetch_off(telemetry: Telemetry, why: str) -> None:
     telemetry.metrics({"tolaria.engine.prefetch": (0.0, "")})
 
 
+def tell_plain_validation(telemetry: Telemetry, why: str) -> None:
+    """Say that the held-out data are measured without autocast. No weight depends on it."""
+    telemetry.event(
+        "validation_fallback",
+        f"the held-out data are measured without autocast: with it, {why}",
+        feature="amp",
+    )
+
+
 def settle_fallbacks(
     passes: Passes,
     state: TrainingState,

@@ -271,9 +271,9 @@ class Fence:
         refuse_superseded(
             delivery.command,
             delivery.entry_id,
-            resumed_at=self._ledger.resumed_at,
-            halted_at=self._ledger.halted_at,
-            halted=self._run.state.mode.halted,
+            self._ledger,
+            self._run.state.mode,
+            now_ms=self._mailbox.server_ms(),
         )
 
     def _check_deadline(self, command: AdaptationCommand) -> None:

@@ -13,7 +13,8 @@ from tolaria_bus.safety import emergency
 from tolaria_bus.settings import Settings
 from tolaria_bus.tolaria.control.telemetry import Telemetry
 from tolaria_bus.tolaria.engine.loss_watch import LossReading, Verdict
-from tolaria_bus.tolaria.recovery.rollback import FAST, FULL
+from tolaria_bus.tolaria.recovery.ledger import id_at
+from tolaria_bus.tolaria.recovery.rollback import FAST, FULL, Halt
 from tolaria_bus.tolaria.recovery.state import TrainingState
 from tolaria_bus.tolaria.recovery.targets import ACCURACY, Remedy, Targets
 
@@ -32,6 +33,7 @@ class Health:
         behind: Are journaled steps being run again? Then nothing is decided anew.
         go_back: Does a rollback; see :meth:`.steering.Steering.roll_back`.
         note: Told the cause of an emergency that a rollback follows.
+        server_ms: The clock of the commands' entries, see :class:`.mailbox.Mailbox`.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Health:
         behind: Callable[[], bool],
         go_back: Callable[..., object],
         note: Callable[..., None],
+        server_ms: Callable[[], int | None],
     ) -> None:
         self._state = state
         self._settings = settings
@@ -52,6 +55,7 @@ class Health:
         self._behind = behind
         self._go_back = go_back
         self._note = note
+        self._server_ms = server_ms
         self._bad: LossReading | None = None
 
     def look(self) -> bool:
@@ -129,10 +133,12 @@ class Health:
             target_step=step,
             **facts,
         )
-        halt = ""
+        halt = None
         if remedy.attempt >= settings.rollback_limit:
-            halt = f"{cause}: {remedy.attempt} rollbacks, the last to step {step}, didn't help"
-            self._telemetry.emergency(emergency.HALT, halt, cause=emergency.ROLLBACK_FAILED)
+            why = f"{cause}: {remedy.attempt} rollbacks, the last to step {step}, didn't help"
+            # Before anybody can know of it.
+            halt = Halt(why, id_at(self._server_ms()))
+            self._telemetry.emergency(emergency.HALT, why, cause=emergency.ROLLBACK_FAILED)
         else:
             self._note(name, what, with_cut=True)
         self._go_back(

@@ -135,11 +135,14 @@ class Mailbox:
     Attributes:
         waiting: Something is in the inbox, or a stop is asked for.
         stop_reason: Why the run shall stop (``signal``, ``lease``), or empty.
+        server_ms: The clock that makes the entries' ids, in milliseconds, and never ahead of it;
+            ``None`` where there is no server. Set by the bus side before the trainer is made.
     """
 
     def __init__(self) -> None:
         self.waiting = False
         self.stop_reason = ""
+        self.server_ms: Callable[[], int | None] = lambda: None
         self._inbox: list[Delivery] = []
         self._changed = threading.Condition()
 

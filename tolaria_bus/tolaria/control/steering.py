@@ -22,8 +22,9 @@ from tolaria_bus.tolaria.control.profiling import Profiling
 from tolaria_bus.tolaria.control.seeds import SEED_FAILED, SeedWork
 from tolaria_bus.tolaria.control.steerable import CommandRefused, Details
 from tolaria_bus.tolaria.control.telemetry import Telemetry
+from tolaria_bus.tolaria.recovery.ledger import HALT
 from tolaria_bus.tolaria.recovery.restore_points import Cadence, NoTarget, Target
-from tolaria_bus.tolaria.recovery.rollback import FAST, FULL, HALT, Rollback, describe
+from tolaria_bus.tolaria.recovery.rollback import FAST, FULL, Halt, Rollback, describe
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.state import TrainingState
 from tolaria_bus.tolaria.recovery.targets import Targets
@@ -66,12 +67,18 @@ class Steering:
         job: str,
         deadline: Deadlines = no_deadline,
         saving: Callable[[], AbstractContextManager[None]] = nullcontext,
+        server_ms: Callable[[], int | None] = lambda: None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.state = state
         self.stopping = ""
         self.emergencies = Emergencies(
-            state, folder, telemetry, clean_steps=settings.emergency_clean_steps, wall_ns=wall_ns
+            state,
+            folder,
+            telemetry,
+            clean_steps=settings.emergency_clean_steps,
+            wall_ns=wall_ns,
+            server_ms=server_ms,
         )
         note = self.emergencies.note
         self.guards = Guards(state, folder, telemetry, boundary_ms=settings.boundary_ms, note=note)
@@ -113,6 +120,7 @@ class Steering:
             behind=lambda: self.fence.recovering.behind,
             go_back=self.roll_back,
             note=self.emergencies.note,
+            server_ms=server_ms,
         )
         self._deadline = deadline
         self._wall_ns = wall_ns
@@ -186,7 +194,7 @@ class Steering:
         cause: str,
         command_id: str,
         tier: str = FAST,
-        halt: str = "",
+        halt: Halt | None = None,
     ) -> Details:
         """Go back to an earlier state on a new timeline and say which commands that undid.
 
@@ -200,7 +208,7 @@ class Steering:
             cause: ``command``, ``not_finite``, ``spike``, ``accuracy``.
             command_id: The command that asked for it.
             tier: ``full``: from a checkpoint, whatever is in memory.
-            halt: Why the run is halted there, or empty.
+            halt: The run is halted there.
 
         Returns:
             Details for the outcome.

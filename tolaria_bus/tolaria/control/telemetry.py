@@ -153,6 +153,16 @@ class Telemetry:
             attributes,
         )
 
+    def warning(self, name: str, description: str, **attributes: object) -> None:
+        """Publish something to look into some time; the run does without: WARNING, NORMAL."""
+        self._event(
+            name,
+            description,
+            TelemetryLevel.TELEMETRY_LEVEL_WARNING,
+            MessagePriority.MESSAGE_PRIORITY_NORMAL,
+            attributes,
+        )
+
     def profile(self, report: ProfileReport, name: str, description: str) -> None:
         """Publish what a trace says, with an event: INFO, priority NORMAL."""
         packet = self.packet()

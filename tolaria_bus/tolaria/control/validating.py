@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -19,7 +19,7 @@ GATE_BATCHES: Final = 8
 """Held-out batches on which a seed's gates are measured, at a fence."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Validating:
     """Measures one model. Training thread only, at a fence.
 
@@ -31,6 +31,7 @@ class Validating:
         passes: Does the forward passes.
         signals: Told that it goes on.
         stopping: Is the run being stopped? Asked at every batch.
+        on_fallback: Told why it is measured without autocast, the first time.
     """
 
     job: Job
@@ -40,6 +41,8 @@ class Validating:
     passes: Passes
     signals: Signals
     stopping: Callable[[], bool]
+    on_fallback: Callable[[str], object] = lambda why: None
+    _told: bool = field(default=False, init=False)
 
     def whole(self) -> Validation | None:
         """Loss and accuracy on all held-out data; ``None``: the run is being stopped."""
@@ -50,13 +53,26 @@ class Validating:
             return self.stopping()
 
         with self.signals.phase(Phase.VALIDATING):
-            return validate(
-                self.model, self.job, self.held_out, self.device, stop=stop, passes=self.passes
-            )
+            return self._measure(self.held_out, stop)
 
     def first(self) -> float:
         """What gates measure by: the loss on the first held-out batches, the same each time."""
-        few = self.held_out.first(GATE_BATCHES)
-        measured = validate(self.model, self.job, few, self.device, passes=self.passes)
+        measured = self._measure(self.held_out.first(GATE_BATCHES), lambda: False)
         assert measured is not None
         return measured.loss
+
+    def _measure(self, batches: ValidationBatches, stop: Callable[[], bool]) -> Validation | None:
+        return validate(
+            self.model,
+            self.job,
+            batches,
+            self.device,
+            stop=stop,
+            passes=self.passes,
+            on_fallback=self._tell,
+        )
+
+    def _tell(self, why: str) -> None:
+        if not self._told:
+            self._told = True
+            self.on_fallback(why)

@@ -9,7 +9,7 @@ goes into its journal. If even the plain pass fails, the fault is the job's.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ class Passes:
         self._compiled = False
         # Kept: torch.compile would compile anew for another of its own callables.
         self._callable: Any = None
-        self._key: int | None = None
+        self._key: Hashable = None
         self._proven: set[Any] = set()
         self._proven_under: Any = None
         self._armed = 0
@@ -82,7 +82,7 @@ class Passes:
         reseed: Callable[[], object],
         *,
         conservative: bool,
-        key: int,
+        key: Hashable,
     ) -> Tensor:
         """Run forward and backward and return the loss.
 
@@ -91,7 +91,7 @@ class Passes:
             share: Of the step: what the loss is multiplied by.
             reseed: Seeds the generators as they were before the pass.
             conservative: Don't compile: in conservative mode, or for another reason.
-            key: Of the model's structure; a pass under another is guarded.
+            key: Of the model's structure; a pass under another is guarded, and compiled anew.
 
         Raises:
             Exception: what the job's loss raised without compile and autocast.
@@ -101,7 +101,7 @@ class Passes:
         fallen = self._state.fallen
         wanted = (
             bool(self._backend) and COMPILE not in fallen and not conservative,
-            self._amp is not None and AMP not in fallen,
+            self.autocasts,
         )
         under = (wanted, key, self._state.version, self._armed)
         if under != self._proven_under:
@@ -120,9 +120,14 @@ class Passes:
         """Guard the next pass: at a fence the model may have changed in any way."""
         self._armed += 1
 
+    @property
+    def autocasts(self) -> bool:
+        """Is autocast on?"""
+        return self._amp is not None and AMP not in self._state.fallen
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs, for validation too."""
-        if self._amp is None or AMP in self._state.fallen:
+        if not self.autocasts:
             return nullcontext()
         return torch.autocast(self._device.type, self._amp)
 
@@ -192,7 +197,7 @@ class Passes:
             self._model._compiled_call_impl = None
         self._compiled = wanted
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: Hashable) -> None:
         """Compile anew after a change of structure, without what was compiled for the old one."""
         if self._callable is not None and key != self._key:
             self._compile(False)

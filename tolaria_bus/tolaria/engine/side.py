@@ -42,6 +42,12 @@ class SideTraining:
         """Whether a seed learns on the side; all that a step pays where none does."""
         return bool(self._kasmina.side)
 
+    @property
+    def grafted(self) -> tuple[tuple[str, int], ...]:
+        """Which seeds have a part in the host's output that may end, each with its stage."""
+        kasmina = self._kasmina
+        return tuple((seed_id, kasmina.stage(seed_id)) for seed_id in kasmina.tasks)
+
     def __call__(self, batch: Any, seed: int) -> None:
         """Make the passes of one step.
 

@@ -5,7 +5,7 @@ for (``StepOptions``). It doesn't wait for the device: what the loss was, and wh
 is read exactly one step later, from ``LossWatch``, while the device is busy with the next step.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -95,6 +95,7 @@ class TrainStep:
         self._channels_last = options.channels_last
         self._seed = StepSeeder(seed, device)
         self._accumulate = options.accumulate
+        self._compiles = options.compile != "off"
         self._clip = options.clip_norm
         self._before_update = before_update
         state = state or StepState(device, fp16=amp is torch.float16)
@@ -180,8 +181,15 @@ class TrainStep:
             lambda: self._seed(timeline, position),
             # What is compiled frees its memory behind the first of several backward passes.
             conservative=conservative or self._handled,
-            key=self._manager.version,
+            key=self._structure(),
         )
+
+    def _structure(self) -> Hashable:
+        version = self._manager.version
+        if not self._compiles or self._side is None:
+            return version
+        # What is compiled doesn't notice a hook that comes, goes, or does something else.
+        return version, self._side.grafted
 
     def _run(self, batch: Any, share: float) -> Tensor:
         loss = None

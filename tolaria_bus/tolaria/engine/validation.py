@@ -1,8 +1,8 @@
 """Loss and accuracy on the held-out data."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tolaria_bus.tolaria.engine.batch import page_locked, to_device
 from tolaria_bus.tolaria.engine.data import ValidationBatches
 from tolaria_bus.tolaria.engine.job import Job
-from tolaria_bus.tolaria.engine.job_errors import user_error
+from tolaria_bus.tolaria.engine.job_errors import JobError, user_error
 from tolaria_bus.tolaria.engine.passes import Passes
 from tolaria_bus.tolaria.engine.seeding import Domain, mix, seeded
 
@@ -29,12 +29,17 @@ def validate(
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
     passes: Passes | None = None,
+    on_fallback: Callable[[str], object] = lambda why: None,
 ) -> Validation | None:
     """Measure the model on the held-out data, in eval mode and without gradients.
 
     Each module's own train or eval mode is restored, and so are the global random generators:
     training after a validation is bitwise training without it. A batch counts by its samples. On
     an accelerator nothing waits until the end.
+
+    What works in training under autocast may fail here: in eval mode torch takes other ways, such
+    as the fused one of its transformer layers. Then all is measured without. It is tried at each
+    validation: a run that is resumed in between has the same figures.
 
     Args:
         model: On ``device``.
@@ -43,6 +48,7 @@ def validate(
         device: Where the model is.
         stop: Asked before each batch; once it is true, nothing more is read.
         passes: Whose autocast is used; the model runs uncompiled.
+        on_fallback: Told why autocast wasn't.
 
     Returns:
         None if it was stopped.
@@ -52,14 +58,24 @@ def validate(
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(seeded(mix(batches.seed, Domain.VALIDATION)))
-            if passes is not None:
-                stack.enter_context(passes.eager())
-                stack.enter_context(passes.autocast())
+
+    def measured(under: AbstractContextManager[Any]) -> Validation | None:
+        with seeded(mix(batches.seed, Domain.VALIDATION)), under:
             return _measure(model, job, batches, device, stop)
+
+    try:
+        with torch.no_grad(), nullcontext() if passes is None else passes.eager():
+            if passes is None or not passes.autocasts:
+                return measured(nullcontext())
+            try:
+                return measured(passes.autocast())
+            except JobError as error:
+                if isinstance(error.__cause__, torch.OutOfMemoryError):
+                    raise
+                why = str(error)
+            found = measured(nullcontext())
+            on_fallback(why)
+            return found
     finally:
         for module, training in modes:
             module.training = training

@@ -25,6 +25,8 @@ HELPED_FROM = 16 << 20
 SILENCE_SECONDS = 120.0
 """A helper that neither answers nor gets 64 MB further in this time is given up."""
 
+HELPER_LOST = "checkpoint_helper_lost"
+
 Find = Callable[[Tensor], Place | None]
 OnEvent = Callable[[str, dict[str, str]], None]
 
@@ -177,7 +179,7 @@ class DiskHelper:
         why = "it is gone" if isinstance(error, EOFError | ConnectionError) else str(error)
         code = "" if process is None else f" (exit status {process.returncode})"
         self._on_event(
-            "checkpoint_helper_lost",
+            HELPER_LOST,
             {"detail": f"the process that writes checkpoints: {why}{code}; the trainer writes"},
         )
 

@@ -43,6 +43,7 @@ class Happening:
         commands: Ids of the commands that a rollback undid.
         again: Steps that a resumed process does a second time.
         changed: What it found otherwise than the one before: name, then value.
+        planned_before: How long the run was to be before it: steps, epochs. 0, 0: as long.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Happening:
     commands: tuple[str, ...] = field(default=())
     again: int = 0
     changed: tuple[tuple[str, str], ...] = ()
+    planned_before: tuple[int, int] = (0, 0)
 
 
 def history(view: JournalView) -> list[Happening]:
@@ -72,6 +74,7 @@ class _Teller:
         self._running = False
         self._reached = 0
         self._environment: dict[str, str] = {}
+        self._planned = (0, 0)
         self._last: JournalRecord | None = None
 
     def tell(self) -> Iterator[Happening]:
@@ -128,8 +131,16 @@ class _Teller:
         now = dict(record.started.environment)
         changed = tuple(sorted(now.items() - self._environment.items()))
         self._environment = now
+        before = self._planned
+        self._planned = record.started.planned_steps, record.started.planned_epochs
         yield _happening(
-            kind, record, undone=undone, told=record.started, again=again, changed=changed
+            kind,
+            record,
+            undone=undone,
+            told=record.started,
+            again=again,
+            changed=changed,
+            planned_before=before if before != self._planned else (0, 0),
         )
 
 

@@ -34,6 +34,12 @@ from tolaria_bus.leyline import (
 ID_CONFLICT = "id_conflict"
 """Code of the outcome for an id that belongs to another command; it settles the entry only."""
 
+HALT = "halt"
+"""Kind of the decision by which a run halts itself."""
+HALTED_AT = "halted_at"
+"""Its value: when that was, as the id that the server would have given an entry. So has the outcome
+of a HALT that came by a signal, which need not have come by an entry."""
+
 _APPLIED = CommandStatus.COMMAND_STATUS_APPLIED
 _MAY_BE_SENT_AGAIN = frozenset(
     {CommandStatus.COMMAND_STATUS_REJECTED, CommandStatus.COMMAND_STATUS_EXPIRED}
@@ -96,16 +102,23 @@ class CommandLedger:
         last_timeline: The highest timeline number used, 0 before the first record.
         starts: Processes that began to work on the run; the next lease token is one more.
         environment: Of the newest start: what bitwise equality depends on.
+        planned: Of the newest start: how long the run is, in steps and in epochs; 0, 0: not known.
         resumed_at: The highest id of an entry whose RESUME was applied; empty before the first.
-        halted_at: Likewise of an entry that brought a HALT.
+        paused_at: Likewise of a PAUSE.
+        halted_at: Likewise of an entry that brought a HALT; where one came without an entry, the id
+            that this would have had.
+        halted_itself_at: The id that an entry would have had when the run last halted itself.
     """
 
     def __init__(self, records: Iterable[JournalRecord] = ()) -> None:
         self.last_timeline = 0
         self.starts = 0
         self.environment: dict[str, str] = {}
+        self.planned = (0, 0)
         self.resumed_at = ""
+        self.paused_at = ""
         self.halted_at = ""
+        self.halted_itself_at = ""
         self._entries: dict[str, _Entry] = {}
         self._undone: dict[int, list[str]] = {}
         for record in records:
@@ -118,6 +131,7 @@ class CommandLedger:
             case "started":
                 self.starts += 1
                 self.environment = dict(record.started.environment)
+                self.planned = record.started.planned_steps, record.started.planned_epochs
             case "intent":
                 self._note_intent(record.intent, record.sequence)
             case "attempt":
@@ -131,6 +145,9 @@ class CommandLedger:
                 self._undone[record.cut.from_timeline] = undone
                 for command_id in undone:
                     self._entries[command_id].rolled_back = True
+            case "decision" if record.decision.kind == HALT:
+                at = record.decision.values.get(HALTED_AT, "")
+                self.halted_itself_at = _later(self.halted_itself_at, at)
             case _:
                 pass  # Notes on the run, not on a command.
 
@@ -275,14 +292,22 @@ class CommandLedger:
     def _note_hold(self, result: CommandResult) -> None:
         """What holds and frees a run is weighed by the ids that the server gave the entries."""
         outcome, entry_id = result.outcome, result.origin.entry_id
-        if outcome.status != _APPLIED or not entry_id:
+        if outcome.status != _APPLIED:
             return
-        if outcome.command_type == CommandType.COMMAND_RESUME:
-            self.resumed_at = _later(self.resumed_at, entry_id)
-        elif outcome.command_type == CommandType.COMMAND_EMERGENCY:
-            fields = outcome.details.fields
+        fields = outcome.details.fields
+        if outcome.command_type == CommandType.COMMAND_EMERGENCY:
             if "level" in fields and fields["level"].string_value == "HALT":
-                self.halted_at = _later(self.halted_at, entry_id)
+                at = fields[HALTED_AT].string_value if HALTED_AT in fields else ""
+                self.halted_at = _later(self.halted_at, entry_id or at)
+        elif outcome.command_type == CommandType.COMMAND_RESUME:
+            self.resumed_at = _later(self.resumed_at, entry_id)
+        elif outcome.command_type == CommandType.COMMAND_PAUSE:
+            self.paused_at = _later(self.paused_at, entry_id)
+
+
+def id_at(milliseconds: int | None) -> str:
+    """The first id of the server's millisecond; empty where there is no server."""
+    return "" if milliseconds is None else f"{milliseconds}-0"
 
 
 def order(entry_id: str) -> tuple[int, int]:

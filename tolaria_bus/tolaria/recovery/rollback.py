@@ -19,6 +19,7 @@ from typing import Any
 
 from tolaria_bus.leyline import Decision, JournalRecord, TimelineCut
 from tolaria_bus.tolaria.recovery.checkpoints import LoadedCheckpoint
+from tolaria_bus.tolaria.recovery.ledger import HALT, HALTED_AT
 from tolaria_bus.tolaria.recovery.restore_points import NoTarget, Target, leads_to
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.snapshots import Snapshot, Snapshots
@@ -26,8 +27,20 @@ from tolaria_bus.tolaria.recovery.state import TrainingState, restore
 from tolaria_bus.tolaria.recovery.timeline import position_at
 
 FAST, FULL = "fast", "full"
-HALT = "halt"
-"""Kind of the decision that a run is to stand still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """A run's own decision to stand still where a rollback has led.
+
+    Attributes:
+        reason: For people.
+        at: When it was taken, as the id that the server would have given an entry then; empty
+            where there is no server.
+    """
+
+    reason: str
+    at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +109,7 @@ class Rollback:
         lr_factor: float,
         cause: str,
         command_id: str = "",
-        halt: str = "",
+        halt: Halt | None = None,
     ) -> JournalRecord:
         """Journal the rollback: from here on the run is on its way to the target.
 
@@ -107,7 +120,7 @@ class Rollback:
             lr_factor: Multiplies every learning rate of the target.
             cause: ``command``, ``not_finite``, ``spike``, ``accuracy``.
             command_id: The command that asked for it.
-            halt: Why the run is halted once it is there, or empty.
+            halt: The run is halted once it is there.
 
         Raises:
             JournalUnwritable: Nothing was changed.
@@ -135,14 +148,14 @@ class Rollback:
             epoch=position // state.data.steps_per_epoch,
             cut=cut,
         )
-        if not halt:
+        if halt is None:
             self.folder.write(record)
             return record
         decision = JournalRecord(
             timeline=record.timeline,
             step=record.step,
             epoch=record.epoch,
-            decision=Decision(kind=HALT, reason=halt),
+            decision=Decision(kind=HALT, reason=halt.reason, values={HALTED_AT: halt.at}),
         )
         self.folder.write(record, decision)
         return record

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from torch import Tensor
@@ -51,6 +52,7 @@ class Saving:
         job: The job's name, kept with each checkpoint.
         on_saved: Told the name of a checkpoint that is durable.
         on_failed: Told the name of one that could not be written, and why.
+        on_helper_lost: Told why this process had to write one itself.
         writer: Who does the bulk of the writing.
         waiting: Entered while the training thread waits for the disk.
     """
@@ -63,6 +65,7 @@ class Saving:
         job: str,
         on_saved: Callable[[str], None],
         on_failed: Callable[[str, str], None],
+        on_helper_lost: Callable[[str], None] = lambda why: None,
         writer: WriterKind = "auto",
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -71,12 +74,14 @@ class Saving:
         self._job = job
         self._on_saved = on_saved
         self._on_failed = on_failed
+        self._on_helper_lost = on_helper_lost
+        self._losses: SimpleQueue[str] = SimpleQueue()
         self._memories: list[SharedMemory] = []
         on_cpu = all(item.device.type == "cpu" for item in state.model.parameters())
         self._helper: DiskHelper | None = None
         self._allocate = touched_memory if on_cpu else pinned_memory
         if AVAILABLE and (writer == "process" or (writer == "auto" and on_cpu)):
-            self._helper = DiskHelper(self._find, folder.checkpoints.on_event)
+            self._helper = DiskHelper(self._find, self._note_loss)
             folder.checkpoints.disk = self._helper
         self._pool = BufferPool(self._make_buffers)
         self._waiting = waiting
@@ -223,6 +228,7 @@ class Saving:
         if self._writer.close(timeout) and self._helper is not None:
             # Else it ends with this process, and what it writes never gets a checkpoint's name.
             self._helper.close()
+        self._tell_losses()
 
     def _make_buffers(self) -> TensorBuffers:
         allocate: Allocate = self._allocate
@@ -244,6 +250,15 @@ class Saving:
         # An eighth more: a seed that is germinated later shall not need a new block at the fence.
         self._pool.prepare(state_bytes(self._state) * 9 // 8)
 
+    def _note_loss(self, name: str, details: dict[str, str]) -> None:
+        """Called on the thread that writes."""
+        self._folder.checkpoints.on_event(name, details)
+        self._losses.put(details["detail"])
+
+    def _tell_losses(self) -> None:
+        while not self._losses.empty():
+            self._on_helper_lost(self._losses.get())
+
     def _settle(self, *, block: bool) -> None:
         waiting = []
         for name, future in self._pending:
@@ -258,6 +273,7 @@ class Saving:
             self._on_saved(name)
             self._note(name)
         self._pending = waiting
+        self._tell_losses()
 
     def _note(self, name: str) -> None:
         note = JournalRecord(checkpoint=CheckpointSaved(name=name))
