@@ -206,6 +206,7 @@ class SeedWork:
 
     def _tell(self, transitions: Iterable[Transition]) -> None:
         for passed in transitions:
+            self._side.changes += 1
             self._tell_gate(passed.seed_id, passed.reading)
             before, after = stage_name(passed.before), stage_name(passed.after)
             self._telemetry.event(

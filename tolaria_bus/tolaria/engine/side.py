@@ -25,6 +25,7 @@ class SideTraining:
     Attributes:
         failed: Seeds whose pass raised, and why. They are left out until somebody decides.
         passes: How many were made since ``take_cost``.
+        changes: How many changes of stage there were: each may change what the host's pass is.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class SideTraining:
     ) -> None:
         self.failed: dict[str, str] = {}
         self.passes = 0
+        self.changes = 0
         self._seconds = 0.0
         self._kasmina = kasmina
         self._model = model
@@ -41,12 +43,6 @@ class SideTraining:
     def waits(self) -> bool:
         """Whether a seed learns on the side; all that a step pays where none does."""
         return bool(self._kasmina.side)
-
-    @property
-    def grafted(self) -> tuple[tuple[str, int], ...]:
-        """Which seeds have a part in the host's output that may end, each with its stage."""
-        kasmina = self._kasmina
-        return tuple((seed_id, kasmina.stage(seed_id)) for seed_id in kasmina.tasks)
 
     def __call__(self, batch: Any, seed: int) -> None:
         """Make the passes of one step.

@@ -189,7 +189,7 @@ class TrainStep:
         if not self._compiles or self._side is None:
             return version
         # What is compiled doesn't notice a hook that comes, goes, or does something else.
-        return version, self._side.grafted
+        return version, self._side.changes
 
     def _run(self, batch: Any, share: float) -> Tensor:
         loss = None
