@@ -206,7 +206,7 @@ def fresh_state(
         ),
         kasmina=make_kasmina(job, model),
         data=prefetched(data, device, wanted=settings.prefetch),
-        watch=LossWatch(device, factor=settings.loss_spike_factor),
+        watch=LossWatch(device, factor=settings.loss_spike_factor, floor=settings.loss_spike_floor),
         seed=settings.seed,
         engine=StepState(device, fp16=amp is torch.float16),
     )
