@@ -239,8 +239,8 @@ class Traced(nn.Module):
 
 
 @nested
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_it_can_be_compiled_and_goes_on_when_more_heads_go(backend: str) -> None:
+def test_it_can_be_compiled_and_goes_on_when_more_heads_go() -> None:
+    """Forward and backward: what is captured here is all that the backend "eager" would run."""
     torch.compiler.reset()
     trained = run()
     model: Any = trained.model
@@ -249,7 +249,7 @@ def test_it_can_be_compiled_and_goes_on_when_more_heads_go(backend: str) -> None
             module.p = 0.0
         elif isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0
-    compiled: Any = torch.compile(model, backend=backend, dynamic=False)
+    compiled: Any = torch.compile(model, backend="aot_eager", dynamic=False)
     images = batch(5)[0]
     for target, fraction in [(FIRST, 0.3), (FIRST, 0.4), ("across", 0.5)]:
         compiled(images).sum().backward()

@@ -57,7 +57,12 @@ class Graft:
         mode = self.mode
         if mode is Mode.BYPASS:
             return x
-        out: Tensor = self._seed(x.detach() if mode is Mode.SIDE else x)
+        given = x.detach() if mode is Mode.SIDE else x
+        if not given.requires_grad:
+            # Where a channels-last input needs no gradient, torch's backward pass of a group norm
+            # crashes on the CPU, process and all.
+            given = given.contiguous()
+        out: Tensor = self._seed(given)
         if out.dtype != x.dtype:  # Under autocast.
             out = out.to(x.dtype)
         if self.tap is not None:
