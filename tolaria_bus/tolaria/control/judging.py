@@ -23,8 +23,10 @@ JUDGING_FAILED: Final = "judging_failed"
 """Code of the outcome, and name of the alert, where judging a command raised an error."""
 _TEXT_LENGTH = 400
 """Of an error's text, in a reason."""
+# Of torch 2.8 and later.
+_DEVICE_LOST: type[Exception] = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
 # The process itself can't go on, whatever command it looks at.
-_OF_THE_RUN = (JournalUnwritable, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+_OF_THE_RUN = (JournalUnwritable, MemoryError, torch.OutOfMemoryError, _DEVICE_LOST)
 
 
 @contextmanager

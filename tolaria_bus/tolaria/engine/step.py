@@ -228,16 +228,20 @@ class TrainStep:
                 self._side(self._batch, self._seeded_with)
             self._enter(OPTIMIZER)
         self._batch = None
-        if self._clip is not None:
-            learning = () if self._side is None else self._side.learning
-            clip_gradients(self._manager.param_groups, self._clip, learning)
         if self._before_update is not None:
             self._before_update()
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(optimizer)
-            scaler.update()
+        try:
+            if self._clip is not None:
+                learning = () if self._side is None else self._side.learning
+                clip_gradients(self._manager.param_groups, self._clip, learning)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+        except Exception as error:
+            # Such as sparse gradients, which few optimizers take.
+            raise user_error("the job", f"the step of {self._manager.name}", error) from error
 
 
 def clip_gradients(
