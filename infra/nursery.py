@@ -25,7 +25,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 IMPORTED = (
     "tolaria_bus.cli.progress",
@@ -38,28 +38,18 @@ IMPORTED = (
 _PR_SET_PDEATHSIG = 1
 
 
-class Nursery:
-    """The process that forks. It ends with the one that started it, and its children with it.
-
-    A context manager; for any thread.
+class Parent:
+    """A process that forks, seen from the one that asks it to. For any thread.
 
     Args:
-        module: Whose :func:`serve` it runs.
-        environment: All of the process's own; by default that of this one.
+        questions: Written to it.
+        answers: Read from it.
     """
 
-    def __init__(
-        self, module: str = __name__, *, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, questions: IO[bytes], answers: IO[bytes]) -> None:
         self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            env=environment,
-            cwd=Path(__file__).parents[1],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        self._questions = questions
+        self._answers = answers
 
     def fork(
         self,
@@ -98,29 +88,52 @@ class Nursery:
         """
         return int(self._ask(reap=pid)["code"])
 
+    def _ask(self, **question: Any) -> dict[str, Any]:
+        with self._lock:
+            self._questions.write(json.dumps(question).encode() + b"\n")
+            self._questions.flush()
+            line = self._answers.readline()
+        if not line:
+            raise RuntimeError("the nursery has ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+class Nursery(Parent):
+    """The process that forks. It ends with the one that started it, and its children with it.
+
+    A context manager; for any thread.
+
+    Args:
+        module: Whose :func:`serve` it runs.
+        environment: All of the process's own; by default that of this one.
+    """
+
+    def __init__(
+        self, module: str = __name__, *, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env=environment,
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        super().__init__(self._process.stdin, self._process.stdout)
+
     def close(self) -> None:
         """End it, and its children."""
         with self._lock, self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+            self._questions.close()
 
     def __enter__(self) -> Nursery:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _ask(self, **question: Any) -> dict[str, Any]:
-        with self._lock:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the nursery ended with {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def serve(prepare: Callable[..., object] = lambda words: None) -> None:
@@ -138,9 +151,23 @@ def serve(prepare: Callable[..., object] = lambda words: None) -> None:
     answers = os.dup(1)
     os.set_inheritable(answers, False)
     os.dup2(2, 1)
+    fork_on_request(0, answers, prepare, tied=True)
+
+
+def fork_on_request(
+    questions: int, answers: int, prepare: Callable[..., object], *, tied: bool
+) -> None:
+    """Fork until there are no more questions.
+
+    Args:
+        questions: Where they are read.
+        answers: Where they are answered.
+        prepare: As :func:`serve` has it.
+        tied: A child is killed when this process ends.
+    """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     # Unbuffered: a child has nothing of what was asked for later.
-    with open(0, "rb", buffering=0, closefd=False) as lines:
+    with open(questions, "rb", buffering=0, closefd=False) as lines:
         while line := lines.readline():
             question = json.loads(line)
             if "reap" in question:
@@ -150,8 +177,9 @@ def serve(prepare: Callable[..., object] = lambda words: None) -> None:
                 ready, told = os.pipe()
                 pid = os.fork()
                 if pid == 0:
-                    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-                    for descriptor in (answers, ready):
+                    if tied:
+                        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                    for descriptor in (questions, answers, ready):
                         os.close(descriptor)
                     try:
                         _become(told, prepare, **question)

@@ -30,6 +30,7 @@ DECIDES_WEIGHTS: Final = (
     "aggregation",
     "new_parameter_warmup_steps",
     "loss_spike_factor",
+    "loss_spike_floor",
     "emergency_clean_steps",
 )
 """Settings that the same weights need the same values of; each start journals them."""
@@ -172,6 +173,9 @@ class Settings(BaseSettings):
     )
     loss_spike_factor: float = Field(
         15.0, gt=1.0, le=1e6, description="A loss over so many times its running mean is bad."
+    )
+    loss_spike_floor: float = Field(
+        0.25, ge=0.0, le=1e6, description="And over so many times the mean of the run's first."
     )
     snapshot_every_steps: int | None = Field(
         100, ge=1, le=2**53, description="Steps between two states kept in memory to go back to."

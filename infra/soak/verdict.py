@@ -39,6 +39,7 @@ OF_A_FAULT = frozenset(
         "worker_given_up",
         "training_failed",
         "command_given_up",
+        "judging_failed",
         "checkpoint_failed",
         "journal_unwritable",
     }

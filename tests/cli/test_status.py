@@ -137,7 +137,7 @@ def test_a_page_has_all_of_it_in_80_columns() -> None:
         "learning rate at step 2000, by operator/ann, id c1",
         "pause at epoch 9, id c2: night",
         "and 1 more",
-        "s1 TRAINING in body (residual_conv, 1234 parameters), since step 900",
+        "s1 TRAINING in body (residual_conv, 1234 parameters), grown at step 900",
         "step-00001100-t2-s40, 40 s old",
         "2 unread, 1 in work",
         "3 (tolaria-bus dlq ls --run first)",

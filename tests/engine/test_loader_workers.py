@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from tests.engine.loaders import let_go
 from tolaria_bus.tolaria.engine import BatchStream, JobError, ValidationBatches
 
 
@@ -66,3 +67,4 @@ def test_an_error_in_a_worker_is_one_line_that_names_the_users_line():
     assert "test_loader_workers.py:" in str(error.value)
     assert "KeyError: 'sample" in str(error.value)
     stream.close()
+    let_go(error.value)

@@ -48,12 +48,18 @@ def test_a_spike_is_told_above_the_factor_and_only_after_the_warm_up():
     assert (reading.step, reading.verdict, reading.mean) == (21, Verdict.SPIKE, 1.0)
 
 
-def test_losses_below_zero_and_below_the_floor_are_no_spikes():
+def test_losses_below_zero_are_no_spikes():
     below = LossWatch(CPU)
     assert push(below, *[-1.0] * 30, 5.0, 0.0)[-1].verdict is Verdict.OK
-    small = LossWatch(CPU, floor=0.5)
-    assert push(small, *[1e-3] * 30, 0.4, 0.0)[-1].verdict is Verdict.OK
-    assert push(small, 0.6, 0.0)[-1].verdict is Verdict.SPIKE
+
+
+def test_a_hard_batch_of_a_job_that_has_learnt_is_no_spike_and_an_explosion_is():
+    watch = LossWatch(CPU, floor=0.25)
+    assert push(watch, *[2.0] * 20, *[1e-3] * 200, 0.4, 0.0)[-1].verdict is Verdict.OK
+    push(watch, *[1e-3] * 200)
+    assert push(watch, 0.51, 0.0)[-1].verdict is Verdict.SPIKE
+    strict = LossWatch(CPU, floor=0.0)
+    assert push(strict, *[2.0] * 20, *[1e-3] * 200, 0.1, 0.0)[-1].verdict is Verdict.SPIKE
 
 
 def test_the_mean_runs_over_the_window():
@@ -66,11 +72,11 @@ def test_the_mean_runs_over_the_window():
 @pytest.mark.parametrize("last", [0.1, math.nan])
 def test_a_restored_watch_goes_on_as_the_one_before(last):
     watch = LossWatch(CPU)
-    push(watch, *[0.1 * n for n in range(130)], last)
+    push(watch, *[3.0] * 20, *[0.01 * n for n in range(110)], last)
     state = json.loads(json.dumps(watch.state_dict(), allow_nan=False))
     other = LossWatch(CPU)
     other.load_state_dict(state)
-    more = [50.0, 1.0, 2.0]
+    more = [5.0, 0.5, 1.0]
     first, second = (push(w, *more, start=132) for w in (watch, other))
     assert repr(first) == repr(second)
     assert first[0].step == 131

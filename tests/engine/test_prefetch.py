@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
-from tests.engine.loaders import Stateful
+from tests.engine.loaders import Stateful, let_go
 from tests.engine.test_data import Noisy
 from tests.engine.test_loader_stream import Counting
 from tolaria_bus.tolaria.engine import BatchStream, JobError
@@ -216,13 +216,17 @@ def test_an_error_ahead_is_raised_when_its_batch_is_due_and_names_the_users_line
     batches.draw_ahead()
     batches.draw_ahead()
     assert (generators(), batches.position) == (before, 1)
-    with pytest.raises(JobError, match=r"reading a batch failed at .*test_prefetch.py:\d+: KeyE"):
+    with pytest.raises(
+        JobError, match=r"reading a batch failed at .*test_prefetch.py:\d+: KeyE"
+    ) as due:
         batches.next()
     assert batches.position == 1
     assert data.tries == (0 if workers else 1)
-    with pytest.raises(JobError, match="KeyError"):
+    with pytest.raises(JobError, match="KeyError") as again:
         batches.next()
     batches.close()
+    for error in (due, again):
+        let_go(error.value)
 
 
 def test_an_error_ahead_is_never_raised_if_its_batch_is_never_due() -> None:

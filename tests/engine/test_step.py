@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tolaria_bus.tolaria.engine import JobError, OptimizerManager, TrainStep
+from tolaria_bus.tolaria.engine import JobError, OptimizerManager, StepOptions, TrainStep
 
 CPU = torch.device("cpu")
 
@@ -104,3 +104,20 @@ def test_an_optimizer_made_anew_between_two_steps_is_used():
     before = model[3].bias.detach().clone()
     step(batches(1)[0], 0, 0)
     assert torch.equal(model[3].bias, before - model[3].bias.grad)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_gradients_that_the_optimizer_cannot_take_are_one_line(clip) -> None:
+    model = nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True), nn.Linear(4, 1))
+    manager = OptimizerManager(lambda p: torch.optim.AdamW(p), model)
+    step = TrainStep(
+        model,
+        lambda model, batch: model(batch).sum(),
+        manager,
+        CPU,
+        3,
+        options=StepOptions(clip_norm=clip),
+    )
+    with pytest.raises(JobError, match="the job: the step of AdamW failed: ") as failed:
+        step(torch.zeros(2, 3, dtype=torch.int64), 0, 1)
+    assert len(str(failed.value)) < 800

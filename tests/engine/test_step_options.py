@@ -19,6 +19,7 @@ from tolaria_bus.tolaria.engine import (
 )
 from tolaria_bus.tolaria.engine.activation import checkpoint_activations
 from tolaria_bus.tolaria.engine.options import features, line
+from tolaria_bus.tolaria.engine.step import clip_gradients
 
 
 def plain_net() -> Any:
@@ -114,16 +115,11 @@ def test_a_batch_at_a_time_is_a_step_too():
     assert equal(weights(model), weights(bare))
 
 
-def test_clipping_is_torchs_and_a_seed_beside_the_host_is_clipped_by_itself():
+def test_clipping_is_torchs() -> None:
     model, bare = plain_net(), plain_net()
-    manager = OptimizerManager(None, model)
-    beside = nn.Parameter(torch.ones(3))
-    manager.add_parameters("seed:s.1", {"s": beside})
-
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        return mse(model, batch) + (beside.sum() * 1e3 if beside.grad is None else 0)
-
-    step = TrainStep(model, loss, manager, CPU, 3, options=StepOptions(clip_norm=0.1))
+    step = TrainStep(
+        model, mse, OptimizerManager(None, model), CPU, 3, options=StepOptions(clip_norm=0.1)
+    )
     optimizer = adamw(bare)
     for position, batch in enumerate(batches(4)):
         optimizer.zero_grad()
@@ -131,9 +127,26 @@ def test_clipping_is_torchs_and_a_seed_beside_the_host_is_clipped_by_itself():
         nn.utils.clip_grad_norm_(bare.parameters(), 0.1)
         optimizer.step()
         step(batch, position, 1)
-        assert beside.grad is not None
-        assert float(beside.grad.norm()) == pytest.approx(0.1)
     assert equal(weights(model), weights(bare))
+
+
+def test_a_seed_that_learns_is_clipped_by_itself_and_a_fossil_with_the_host() -> None:
+    def group(name: str, *gradients: float) -> dict[str, Any]:
+        parameters = [nn.Parameter(torch.zeros(1)) for _ in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = torch.tensor([gradient])
+        return {"name": name, "params": parameters}
+
+    groups = [
+        group("host", 2.0),
+        group("host.1", 3.0),
+        group("seed:f", 6.0),
+        group("seed:s.1", 9.0),
+    ]
+    clip_gradients(groups, 1.4, ["seed:s.1"])
+    found = [float(p.grad.item()) for each in groups for p in each["params"]]
+    # 2, 3 and 6 have a norm of 7.
+    assert found == pytest.approx([0.4, 0.6, 1.2, 1.4])
 
 
 def test_a_rate_that_the_jobs_own_loss_sets_is_put_right_before_the_update():

@@ -239,8 +239,8 @@ class Traced(nn.Module):
 
 
 @nested
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_it_can_be_compiled_and_goes_on_when_more_heads_go(backend: str) -> None:
+def test_it_can_be_compiled_and_goes_on_when_more_heads_go() -> None:
+    """Forward and backward: what is captured here is all that the backend "eager" would run."""
     torch.compiler.reset()
     trained = run()
     model: Any = trained.model
@@ -249,7 +249,7 @@ def test_it_can_be_compiled_and_goes_on_when_more_heads_go(backend: str) -> None
             module.p = 0.0
         elif isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0
-    compiled: Any = torch.compile(model, backend=backend, dynamic=False)
+    compiled: Any = torch.compile(model, backend="aot_eager", dynamic=False)
     images = batch(5)[0]
     for target, fraction in [(FIRST, 0.3), (FIRST, 0.4), ("across", 0.5)]:
         compiled(images).sum().backward()
@@ -270,8 +270,12 @@ def test_what_cannot_be_cut_is_refused_saying_what_is_in_the_way() -> None:
             Garden(model).plan_prune(target, 0.5)
         assert error.value.code == "bad_parameter"
 
-    allowed = "encoder.layers.0.self_attn, encoder.layers.0.linear1"
-    refused(rf"target is 'encoder\.layers\.0'; allowed: embed, {allowed}", Reads(), FIRST[:-10])
+    refused(
+        rf"target is 'encoder\.layers\.0'; allowed: {FIRST}, {SECOND}, .*"
+        "; no layer, as the model can't be traced",
+        Reads(),
+        FIRST[:-10],
+    )
     refused("target is 'across'; allowed: ", Reads(Other), "across")
     parametrized: Any = Reads()
     nn.utils.parametrizations.orthogonal(parametrized.encoder.layers[0].self_attn.out_proj)

@@ -130,3 +130,15 @@ def test_a_pass_that_raises_leaves_the_host_and_its_generators_as_they_were() ->
     assert beside.side.failed == {"a": "RuntimeError: out of memory in the seed"}
     assert beside.side.passes == 1
     assert beside.garden.registry.owner("0.weight") == HOST
+
+
+@pytest.mark.parametrize("slot", [True, False], ids=["slot", "hook"])
+def test_a_seed_that_begins_with_a_group_norm_learns_beside_a_channels_last_host(slot) -> None:
+    beside = training("conv2d", slot=slot)
+    beside.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _, name, path, _ = HOSTS["conv2d"]
+    beside.grow("a", "norm_scale", slot=name if slot else path)
+    beside.do("START_TRAINING")
+    beside.steps(3)
+    assert beside.side.failed == {}
+    assert beside.garden.seed_states()[0].gradient_norm > 0

@@ -1,9 +1,10 @@
 """Whatever is written to a stream: no crash, no hang, and an end with a reason for every entry."""
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+from redis.asyncio import Redis
 
 from tests.oona.bus import CONTROL
 from tests.oona.hostile import GOOD_EVERY, Hostile
@@ -28,8 +29,16 @@ HANG = 30.0
 what is quadratic in a megabyte takes hours."""
 
 
+@pytest.fixture
+async def unsynced(redis: Redis) -> AsyncIterator[None]:
+    """The server doesn't wait for its disk: nobody looks at what it keeps of all the megabytes."""
+    await redis.config_set("appendfsync", "no")
+    yield
+    await redis.config_set("appendfsync", "always")
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("redis")
+@pytest.mark.usefixtures("unsynced")
 @pytest.mark.parametrize("keys", [KEYS, {}], ids=["signed", "unsigned"])
 async def test_every_hostile_entry_is_handled_or_dead_and_nothing_else_happens(
     redis_url: str, keys: dict[str, bytes]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 import pytest
 
+from tests.forks import run_program
 from tests.recovery.states import assert_same, flip, save, tensors
 from tolaria_bus.tolaria.recovery.checkpoints import (
     CheckpointCorrupt,
@@ -221,10 +220,8 @@ assert writer.close(60)
 
 @pytest.mark.parametrize("limit", [0, 1000, 2_400_000])
 def test_a_full_disk_fails_one_checkpoint_and_leaves_the_others(tmp_path: Path, limit: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", DISK_FULL, str(tmp_path), str(limit)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    code, written = run_program(DISK_FULL, str(tmp_path), str(limit))
+    assert code == 0, written
 
 
 def test_a_folder_that_cannot_be_made_is_a_failure(tmp_path: Path) -> None:

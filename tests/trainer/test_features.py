@@ -13,6 +13,7 @@ from tests.engine.test_passes import Backend, named
 from tests.trainer.conftest import STEPS_PER_EPOCH, Moons, Run
 from tests.trainer.lives import Power
 from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
+from tests.trainer.test_seeds import Hooked, Slotted, applied, live
 from tolaria_bus.settings import SettingError, load
 from tolaria_bus.tolaria.recovery.journal import read_records
 from tolaria_bus.tolaria.resuming import InexactResume
@@ -84,6 +85,20 @@ def test_power_lost_anywhere_ends_in_the_same_bits(make_run, tmp_path, settings)
     batches = settings.get("accumulate", 1)
     assert reference.steps == 4 * -(-STEPS_PER_EPOCH // batches)
     assert reference.epochs == 4
+
+
+@pytest.mark.parametrize("job", [Slotted, Hooked])
+def test_what_is_compiled_follows_a_seed_through_its_life(make_run, job) -> None:
+    plain = make_run("plain", job=job())
+    live(plain)
+    reference = plain.train()
+    run = make_run("run", job=job(), compile="probe")
+    live(run)
+    with named(backend := Backend()):
+        assert run.train().weights_sha256 == reference.weights_sha256
+    assert backend.compiled > 1
+    assert applied(run) == applied(plain)
+    assert "engine_fallback" not in run.events()
 
 
 class ValidatesInFloat32(Moons):

@@ -102,4 +102,4 @@ def test_a_target_without_heads_of_its_own_is_rejected_naming_those_that_have(ma
     run.train()
     outcome = run.outcome("layer")
     assert outcome.code == "bad_parameter"
-    assert "allowed: embed, block.self_attn, block.linear1" in outcome.reason
+    assert "allowed: embed, block.self_attn, head" in outcome.reason

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
+import anyio
 import pytest
 from redis.asyncio import Redis
 
@@ -28,7 +29,7 @@ from pathlib import Path
 import torch
 from tiny import Tiny
 from torch.utils.data import Dataset
-from tolaria_bus.safety import SignalView
+from tolaria_bus.safety import SignalView, WorkerState
 from tolaria_bus.tolaria.control import deadlines
 
 deadlines.FULL_SECONDS = 0.5  # A rollback has 12 s otherwise: nobody should wait for that here.
@@ -58,13 +59,17 @@ class Stuck(Tiny):
 
 
 class Grip(Tiny):
-    steps = 0
+    epochs = ENDLESS
 
     def loss(self, model, batch):
-        self.steps += 1
-        if self.steps == 20:
-            # Foreign code that keeps the interpreter's lock: no other thread of Python's runs.
-            ctypes.PyDLL(None).sleep(3600)
+        with SignalView(Path("runs/grip")) as view:
+            view.refresh()
+            # One that hasn't said yet that it works has as long as a start may take. The event loop
+            # went round before the last step: so it is what hangs for longer.
+            works = view.state is WorkerState.RUNNING and view.step >= 20
+            if works and view.beat_ns < view.progress_ns:
+                # Foreign code that keeps the interpreter's lock: no other thread of Python's runs.
+                ctypes.PyDLL(None).sleep(3600)
         return super().loss(model, batch)
 
 
@@ -172,11 +177,21 @@ settings = { restart_limit = 0 }
 
 @dataclass
 class Fleet:
-    """What is there to look at."""
+    """What is there to look at.
+
+    Attributes:
+        terminal: Where it was started.
+        url: Its server's.
+        process: Weatherlight.
+        stopped: The number of a process of ``frozen`` that was stopped at work.
+        killed: The number of a process of ``steady`` that was killed at work.
+    """
 
     terminal: Terminal
     url: str
     process: Process
+    stopped: int
+    killed: int
 
     def view(self, run: str) -> SignalView:
         view = SignalView(self.terminal.folder / "runs" / run)
@@ -204,11 +219,24 @@ class Fleet:
 
         return int(await wait_for(look))
 
+    async def strike(self) -> None:
+        """Stop a process of ``frozen`` and kill one of ``steady``, as soon as they work.
+
+        What they come to is awaited beside what the others come to by themselves.
+        """
+        self.stopped = await self.at_work("frozen")
+        os.kill(self.stopped, signal.SIGSTOP)
+        self.killed = await self.at_work("steady")
+        os.kill(self.killed, signal.SIGKILL)
+        await self.at_work("steady", after=self.killed)
+        words = ("send", "pause", "--run", "steady", "--redis", self.url, "--wait", "120")
+        await anyio.to_thread.run_sync(lambda: self.terminal.run(*words))
+
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory, state_home: None) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
-    terminal = Terminal(folder)
+    terminal = Terminal(folder, forked_workers=True)
     (folder / "faulty.py").write_text(JOBS)
     (folder / "fleet.toml").write_text(FLEET)
     with EmbeddedServer.start(folder / "server", "fleet") as server:
@@ -219,7 +247,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, state_home: None) -> Iterato
         terminal.run("send", *rollback, "--run", "rolls", "--redis", server.url)
         with terminal.start("weatherlight", *words, *full) as process:
             process.says("/metrics")
-            yield Fleet(terminal, server.url, process)
+            fleet = Fleet(terminal, server.url, process, stopped=0, killed=0)
+            anyio.run(fleet.strike)
+            yield fleet
             process.signal(signal.SIGTERM)
             # One of them was given up.
             process.ends(1)
@@ -310,10 +340,8 @@ async def test_a_loss_that_never_works_is_given_up_with_its_reason(
 
 @pytest.mark.slow
 async def test_a_stopped_process_is_told_and_then_ended(fleet: Fleet, stream: Redis) -> None:
-    before = await fleet.at_work("frozen")
-    os.kill(before, signal.SIGSTOP)
     (frozen,) = await wait_for(lambda: alerts(stream, "frozen", "worker_frozen"))
-    assert frozen.attributes["pid"] == str(before)
+    assert frozen.attributes["pid"] == str(fleet.stopped)
     (hung,) = await wait_for(lambda: alerts(stream, "frozen", "worker_hung"))
     assert hung.attributes["cause"] == "frozen"
     assert await wait_for(lambda: alerts(stream, "frozen", "worker_given_up"))
@@ -327,14 +355,9 @@ async def test_a_stopped_process_is_told_and_then_ended(fleet: Fleet, stream: Re
 async def test_a_killed_worker_goes_on_and_a_paused_one_is_left_alone(
     fleet: Fleet, stream: Redis
 ) -> None:
-    before = await fleet.at_work("steady")
-    os.kill(before, signal.SIGKILL)
     (died,) = await wait_for(lambda: alerts(stream, "steady", "worker_died"))
     assert died.attributes["how"] == "SIGKILL"
-    assert died.attributes["pid"] == str(before)
-    await fleet.at_work("steady", after=before)
-    words = ("send", "pause", "--run", "steady", "--redis", fleet.url, "--wait", "120")
-    fleet.terminal.run(*words)
+    assert died.attributes["pid"] == str(fleet.killed)
 
     async def quiet() -> bool:
         _, page = fleet.get("metrics")

@@ -1,6 +1,7 @@
 """Command lines of the tests that start at once: see :mod:`infra.nursery`.
 
-That a new interpreter does the same is for the tests that start one.
+That a new interpreter does the same is for the tests that start one. A supervisor among them can
+have its workers forked as well, by a process that was forked from it before it began.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from infra.nursery import Nursery
+from infra.nursery import Nursery, Parent, fork_on_request, serve
 
 
 class Forked:
@@ -26,7 +29,7 @@ class Forked:
         returncode: The exit code, or minus the signal that ended it; ``None`` before that is seen.
     """
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
+    def __init__(self, nursery: Parent, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
         self._nursery = nursery
@@ -71,7 +74,14 @@ class Forked:
 _nurseries: list[Nursery] = []
 
 
-def start(words: Sequence[str], *, cwd: Path, environment: Mapping[str, str], log: Path) -> Forked:
+def start(
+    words: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    supervises: bool = False,
+) -> Forked:
     """Start ``tolaria-bus WORDS``.
 
     Args:
@@ -79,10 +89,12 @@ def start(words: Sequence[str], *, cwd: Path, environment: Mapping[str, str], lo
         cwd: Where.
         environment: All of it.
         log: What it prints is written there.
+        supervises: It starts workers, and they are to be forked too.
     """
     log.write_bytes(b"")
     nursery = _nursery()
-    return Forked(nursery, nursery.fork(words, cwd=cwd, environment=environment, log=log))
+    pid = nursery.fork(words, cwd=cwd, environment=environment, log=log, supervises=supervises)
+    return Forked(nursery, pid)
 
 
 def _nursery() -> Nursery:
@@ -90,7 +102,42 @@ def _nursery() -> Nursery:
     if not _nurseries:
         kept = {name: value for name, value in os.environ.items() if "TOLARIA" not in name}
         # Read when torch is imported.
-        made = Nursery(environment={**kept, "OMP_NUM_THREADS": "1"})
+        made = Nursery(__name__, environment={**kept, "OMP_NUM_THREADS": "1"})
         atexit.register(made.close)
         _nurseries.append(made)
     return _nurseries[0]
+
+
+def _prepare(_words: list[str], *, supervises: bool = False) -> None:
+    if supervises:
+        _fork_workers(Path.cwd())
+
+
+def _fork_workers(cwd: Path) -> None:
+    """Have the workers of this supervisor forked. They outlive it, as those that it starts do."""
+    questions, asked = os.pipe()
+    said, answers = os.pipe()
+    if os.fork() == 0:
+        os.close(asked)
+        os.close(said)
+        fork_on_request(questions, answers, _prepare, tied=False)
+        os._exit(0)
+    os.close(questions)
+    os.close(answers)
+    parent = Parent(os.fdopen(asked, "wb"), os.fdopen(said, "rb"))
+
+    def popen(
+        command: list[str], *, env: Mapping[str, str], stdout: int | None, **_: Any
+    ) -> Forked:
+        log = Path(f"/proc/self/fd/{1 if stdout is None else stdout}").readlink()
+        # Behind: python -m tolaria_bus
+        return Forked(parent, parent.fork(command[3:], cwd=cwd, environment=env, log=log))
+
+    from tolaria_bus.weatherlight import process
+
+    stand_in = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
+    process.subprocess = stand_in  # type: ignore[attr-defined,assignment]
+
+
+if __name__ == "__main__":
+    serve(_prepare)

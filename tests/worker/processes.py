@@ -62,11 +62,13 @@ class Terminal:
         folder: It.
         environment: Beside what the tests' own has.
         fresh: Each command is a new interpreter; otherwise it is forked, see the nursery.
+        forked_workers: Those that a supervisor among the commands starts are forked too.
     """
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     fresh: bool = False
+    forked_workers: bool = False
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,11 @@ class Terminal:
                 )
         else:
             started = nursery.start(
-                words, cwd=self.folder, environment=self._environment(), log=log
+                words,
+                cwd=self.folder,
+                environment=self._environment(),
+                log=log,
+                supervises=self.forked_workers,
             )
         process = Process(started, log)
         try:

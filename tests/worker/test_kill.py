@@ -96,9 +96,9 @@ async def test_killed_at_each_command_it_ends_with_the_bits_of_an_unkilled_run(
 
 @pytest.mark.slow
 def test_a_signal_drains_and_the_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, fresh=True)
+    terminal = Terminal(tmp_path)
     words = ("run", "tiny.py:Tiny", "--run", "d", "--epochs", "400", "--summary", "s.json")
-    with terminal.start(*words) as worker:
+    with Terminal(tmp_path, fresh=True).start(*words) as worker:
         worker.says("embedded server")
         terminal.run("send", "checkpoint", "--run", "d", "--wait", "120")
         worker.signal(signal.SIGTERM)

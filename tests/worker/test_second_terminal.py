@@ -54,7 +54,7 @@ def test_the_job_of_the_readme_trains(tmp_path: Path) -> None:
     [text] = block("job")
     assert len(text.splitlines()) <= 36
     (tmp_path / "moons.py").write_text(text)
-    terminal = Terminal(tmp_path, fresh=True)
+    terminal = Terminal(tmp_path)
     terminal.run("run", "moons.py:Moons", "--epochs", "2", "--summary", "summary.json")
     found = summary(tmp_path / "summary.json")
     assert found["stopped_by"] == "finished"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -47,11 +48,27 @@ def rows(summary: RunSummary) -> list[tuple[str, str]]:
     return [(name, value) for name, value in told if value]
 
 
-def go_on(summary: RunSummary) -> str:
-    """The words that continue a run which was stopped; empty for one at its end."""
+def go_on(
+    summary: RunSummary, job: str, assignments: Sequence[str], options: Mapping[str, object]
+) -> str:
+    """The words that continue a run which was stopped; empty for one at its end.
+
+    Args:
+        summary: Of the run.
+        job: As it was given: what the job calls itself isn't where it is.
+        assignments: ``name=value`` words of ``--set``.
+        options: Settings that were given by an option of their own. A server's URL is left out: it
+            may have a password.
+    """
     if summary.stopped_by not in ("command", "signal"):
         return ""
-    return f"to go on: tolaria-bus run {shlex.quote(summary.job)} --run {summary.run}"
+    words = ["tolaria-bus", "run", job, "--run", summary.run]
+    for name in ("epochs", "steps", "run_dir", "seed"):
+        if options.get(name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
+    for assignment in assignments:
+        words += ["--set", assignment]
+    return f"to go on: {shlex.join(words)}"
 
 
 def replay_rows(summary: ReplaySummary, *, kept: bool) -> list[tuple[str, str]]:
@@ -67,10 +84,10 @@ def replay_rows(summary: ReplaySummary, *, kept: bool) -> list[tuple[str, str]]:
     return [*told, ("recorded", recorded), ("repeated", summary.source)]
 
 
-def show(summary: RunSummary) -> None:
-    """Print the table on standard output."""
+def show(summary: RunSummary, words: str) -> None:
+    """Print the table on standard output, and how to go on: see :func:`go_on`."""
     _print(rows(summary))
-    if words := go_on(summary):
+    if words:
         print(words, file=sys.stderr)
 
 

@@ -208,7 +208,7 @@ def _seeds(told: Mapping[str, Any]) -> Iterator[Thing]:
     texts = [
         f"{each.get('seed_id')} {each.get('stage')} in {each.get('slot')}"
         f" ({each.get('blueprint_id')}, {_whole(each.get('parameters'))} parameters),"
-        f" since step {each.get('since_step')}"
+        f" grown at step {each.get('since_step')}"
         for each in _list(told, "seeds")
     ]
     yield "seeds", "plain", texts or ["none"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def train(
     job: str,
-    assignments: Iterable[str],
+    assignments: Sequence[str],
     *,
     embedded: bool,
     new: bool,
@@ -59,9 +59,9 @@ def train(
     if summary is not None:
         write_summary(summary, finished)
     if embedded:
-        from tolaria_bus.cli.closing import show
+        from tolaria_bus.cli.closing import go_on, show
 
-        show(finished)
+        show(finished, go_on(finished, job, assignments, options))
     return finished.stopped_by
 
 

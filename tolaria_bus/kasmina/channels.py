@@ -4,7 +4,8 @@ The model's forward is traced with ``torch.fx``. From the layer on, its channels
 through what keeps them apart (activations, dropout, pooling, batch norms, a flatten, a ``SeedSlot``
 in which nothing grows) to the convolutions and linear layers that take them in. Anything else on
 the way (an addition, a concatenation, a seed, the model's output) ties the channels to something
-that is not to be cut: refused.
+that is not to be cut: refused. So are hooks, and weights that are computed anew in each pass: the
+trace doesn't show what they do.
 """
 
 from collections.abc import Mapping
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
 
 from tolaria_bus.kasmina.attention import ATTENTIONS, PrunedAttention
 from tolaria_bus.kasmina.errors import SeedRefused
+from tolaria_bus.kasmina.plain import hooked, oddity
 from tolaria_bus.kasmina.slot import SeedSlot
 
 _PASS_MODULES = (
@@ -79,6 +82,10 @@ class Use:
     heads: bool = False
 
 
+class _NotTraced(Exception):
+    """The message says why."""
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = isinstance(m, (SeedSlot, PrunedAttention))
@@ -99,32 +106,59 @@ def follow(model: nn.Module, target: str, seeds: Mapping[str, str]) -> list[Use]
     """
     modules = dict(model.named_modules())
     layer = modules.get(target)
-    if type(layer) not in _LAYERS or (isinstance(layer, nn.Conv2d) and layer.groups != 1):
-        known = ", ".join(
-            name
-            for name, found in modules.items()
-            if (type(found) in _LAYERS and getattr(found, "groups", 1) == 1)
-            or type(found) in ATTENTIONS
-            or hasattr(found, "head_layout")
-        )
-        raise SeedRefused("bad_parameter", f"target is {target!r}; allowed: {known or 'none'}")
+    if not _is_layer(layer):
+        if layer is not None and parametrize.is_parametrized(layer):
+            raise refused(target, "it is parametrized")
+        raise SeedRefused("bad_parameter", f"target is {target!r}; {_allowed(model, modules)}")
+    assert isinstance(layer, _LAYERS)
+    if what := oddity(layer):
+        raise refused(target, f"it {what}")
     try:
-        graph = _Tracer().trace(model)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise refused(target, f"the model can't be traced: {type(error).__name__}: {text}") from (
-            error
-        )
+        graph = _trace(model)
+    except _NotTraced as error:
+        raise refused(target, str(error)) from error
     calls = [node for node in graph.nodes if node.op == "call_module"]
     own = [node for node in calls if node.target == target]
     if len(own) != 1:
         raise refused(target, f"it is called {len(own)} times in a pass")
-    assert isinstance(layer, _LAYERS)
     walk = _Walk(target, modules, calls, layer.weight.shape[0], seeds)
     walk.produced(target, layer)
     walk.go(own[0], flat=False)
     refuse_tied(model, target, walk.uses)
+    cut = {use.name for use in walk.uses}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in cut:
+            raise refused(target, f"{node.target} is used outside of its layer, too")
     return walk.uses
+
+
+def _is_layer(module: nn.Module | None) -> bool:
+    return type(module) in _LAYERS and getattr(module, "groups", 1) == 1
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:  # Whatever a forward raises that is given no numbers.
+        text = " ".join(str(error).split())
+        raise _NotTraced(f"the model can't be traced: {type(error).__name__}: {text}") from error
+
+
+def _allowed(model: nn.Module, modules: Mapping[str, nn.Module]) -> str:
+    """Say which modules have heads, and which plain layers a pass calls once."""
+    calls, why = [], ""
+    try:
+        calls = [node.target for node in _trace(model).nodes if node.op == "call_module"]
+    except _NotTraced as error:
+        why = f"; no layer, as {error}"
+    known = [
+        name
+        for name, module in modules.items()
+        if (_is_layer(module) and calls.count(name) == 1 and not oddity(module))
+        or type(module) in ATTENTIONS
+        or hasattr(module, "head_layout")
+    ]
+    return f"allowed: {', '.join(known) or 'none'}{why}"
 
 
 class _Walk:
@@ -154,6 +188,7 @@ class _Walk:
             seed_id = self._seeds[str(node.target)]
             raise refused(self._target, f"the seed {seed_id!r} grows behind {node.target}")
         for user in node.users:
+            self._cross(node, user)
             if user.op == "call_module":
                 self._module(user, flat=flat)
             elif user.target in _PASS_CALLS:
@@ -163,9 +198,19 @@ class _Walk:
             else:
                 raise refused(self._target, f"its channels go into {user.target or user.op}")
 
+    def _cross(self, node: fx.Node, user: fx.Node) -> None:
+        """Look at the modules, with others inside, that the channels leave or go into here."""
+        for path in dict(_around(node) ^ _around(user)).values():
+            if path in self._seeds:
+                raise refused(self._target, f"the seed {self._seeds[path]!r} grows behind {path}")
+            if what := hooked(self._modules[path]):
+                raise refused(self._target, f"its channels pass the border of {path}, which {what}")
+
     def _module(self, user: fx.Node, *, flat: bool) -> None:
         name = str(user.target)
         module = self._modules[name]
+        if what := oddity(module):
+            raise refused(self._target, f"its channels go into {name}, which {what}")
         if sum(call.target == name for call in self._calls) > 1:
             raise refused(self._target, f"its channels go into {name}, which is called twice")
         if isinstance(module, SeedSlot):
@@ -194,6 +239,12 @@ class _Walk:
             )
         self.uses.append(Use(name, 0, slot=True))
         self.go(user, flat=flat)
+
+
+def _around(node: fx.Node) -> set[tuple[str, str]]:
+    """In the forward of which calls of modules a node is: the call's name, the module's path."""
+    stack = node.meta.get("nn_module_stack", {})
+    return {(call, path) for call, (path, _) in stack.items() if path != node.target}
 
 
 def _flattens(node: fx.Node) -> bool:

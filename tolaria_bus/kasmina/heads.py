@@ -17,6 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tolaria_bus.kasmina.attention import ATTENTIONS
 from tolaria_bus.kasmina.channels import Use, refuse_tied, refused
+from tolaria_bus.kasmina.plain import oddity
 
 # Of nn.MultiheadAttention: along which dimension of it heads are, and how many parts it has.
 _TORCHS = {
@@ -172,6 +173,8 @@ def _linear(model: nn.Module, target: str, path: str) -> nn.Linear:
         layer = None
     if type(layer) is not nn.Linear:
         raise refused(target, f"its layout names {path}, a {type(layer).__name__}, not a Linear")
+    if what := oddity(layer):
+        raise refused(target, f"its {path} {what}")
     return layer
 
 

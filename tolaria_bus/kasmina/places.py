@@ -106,7 +106,7 @@ class BehindModule:
             self._handle.remove()
             self._handle = None
         if graft is not None:
-            self._handle = self._module.register_forward_hook(_Hook(graft))
+            self._handle = self._module.register_forward_hook(SeedHook(graft))
 
     @property
     def training(self) -> bool:
@@ -117,13 +117,14 @@ class BehindModule:
 Place = InSlot | BehindModule
 
 
-class _Hook:
+class SeedHook:
     """Sends a module's output, or the first of a tuple of them, through a graft."""
 
     def __init__(self, graft: Graft) -> None:
         self._graft = graft
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Return the output as the graft makes it. Raises TypeError: there is no tensor in it."""
         if isinstance(output, Tensor):
             return self._graft(output)
         if isinstance(output, tuple) and output and isinstance(output[0], Tensor):

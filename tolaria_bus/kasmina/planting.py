@@ -35,13 +35,14 @@ class Planting:
         limits: Of gate G0.
 
     Attributes:
+        model: The host.
         registry: Which parameter belongs to whom.
         places: Of the host.
     """
 
     def __init__(self, model: nn.Module, places: Places, limits: Limits) -> None:
+        self.model = model
         self.registry = Registry()
-        self._model = model
         self.places = places
         self._limits = limits
 
@@ -125,7 +126,7 @@ class Planting:
         return self._device_and_dtype()[0]
 
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
-        for parameter in self._model.parameters():
+        for parameter in self.model.parameters():
             if parameter.is_floating_point():
                 return parameter.device, parameter.dtype
         return torch.device("cpu"), torch.get_default_dtype()

@@ -64,7 +64,12 @@ class Graft:
         return self._mixed(x, out)
 
     def _grown(self, x: Tensor) -> Tensor:
-        out: Tensor = self._seed(x.detach() if self.mode is Mode.SIDE else x)
+        given = x.detach() if self.mode is Mode.SIDE else x
+        if not given.requires_grad:
+            # Where a channels-last input needs no gradient, torch's backward pass of a group norm
+            # crashes on the CPU, process and all.
+            given = given.contiguous()
+        out: Tensor = self._seed(given)
         return out if out.dtype == x.dtype else out.to(x.dtype)  # Another one under autocast.
 
     def _mixed(self, x: Tensor, out: Tensor) -> Tensor:

@@ -69,7 +69,9 @@ def operate(
         case Operation.SEED_OP_FINE_TUNE:
             changed = replace(record, fine_tuning=True)
         case Operation.SEED_OP_FOSSILIZE:
-            changed = replace(changed, folded=bool(plan.values["fold"]) and _folded(place))
+            changed = replace(
+                changed, folded=bool(plan.values["fold"]) and _folded(planting, place)
+            )
         case Operation.SEED_OP_CULL:
             embargo = int(plan.values["embargo_steps"])
             changed = replace(changed, alpha=0.0, embargo_steps=embargo)
@@ -122,9 +124,11 @@ def terminate(seeds: Seeds) -> tuple[Transition, ...]:
     return tuple(passed)
 
 
-def _folded(place: Place) -> bool:
+def _folded(planting: Planting, place: Place) -> bool:
     """Fold a seed into its host's layer, where that can be done."""
-    if place.host is None or place.seed is None or not can_fold(place.host, place.seed):
+    if place.host is None or place.seed is None:
+        return False
+    if not can_fold(planting.model, place.host, place.seed):
         return False
     fold(place.host, place.seed)
     return True

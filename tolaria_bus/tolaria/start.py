@@ -24,6 +24,7 @@ from tolaria_bus.tolaria.engine.options import StepOptions, amp_dtype
 from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.engine.prefetch import prefetched
 from tolaria_bus.tolaria.engine.schedule import Schedule
+from tolaria_bus.tolaria.engine.seeding import Domain, mix, seed_globals
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 
@@ -181,6 +182,8 @@ def fresh_state(
 ) -> tuple[TrainingState, ValidationBatches]:
     """The state before the first step, a pure function of the job and the seed; held-out data.
 
+    Python's and numpy's global generators are a part of it: a model or a loss may draw from them.
+
     Raises:
         JobError: The job's own code failed, or its data doesn't fit.
     """
@@ -204,8 +207,9 @@ def fresh_state(
         ),
         kasmina=make_kasmina(job, model),
         data=prefetched(data, device, wanted=settings.prefetch),
-        watch=LossWatch(device, factor=settings.loss_spike_factor),
+        watch=LossWatch(device, factor=settings.loss_spike_factor, floor=settings.loss_spike_floor),
         seed=settings.seed,
         engine=StepState(device, fp16=amp is torch.float16),
     )
+    seed_globals(mix(settings.seed, Domain.GLOBAL))
     return state, ValidationBatches(found.validation, job.batch_size, settings.seed)

@@ -13,6 +13,7 @@ from tolaria_bus.kasmina import HOST, Garden, Limits, Moment, SeedSlot
 from tolaria_bus.leyline import SeedOperation as Operation
 from tolaria_bus.tolaria.engine import OptimizerManager, StepOptions, StepState, TrainStep
 from tolaria_bus.tolaria.engine.aggregation import TaskGradients, find
+from tolaria_bus.tolaria.engine.side import SideTraining
 
 CPU = torch.device("cpu")
 WIDE = Limits(side_steps=1, gradient_norm=1e9, scale=1e9, impact=1e9)
@@ -94,12 +95,17 @@ class Scene:
         )
         state = StepState(device, fp16=options.get("amp") == "fp16")
         self.scaler = state.scaler
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            return losses(model, batch).mean()
+
         self.step = TrainStep(
             self.model,
-            lambda model, batch: losses(model, batch).mean(),
+            loss,
             self.manager,
             device,
             3,
+            SideTraining(self.garden, self.model, loss),
             tasks=self.tasks,
             options=StepOptions(**options),
             state=state,

@@ -23,6 +23,7 @@ from tests.engine.aggregation.vectors import paper
 from tolaria_bus.tolaria.engine import JobError, TrainStep
 from tolaria_bus.tolaria.engine.aggregation.pcgrad import orders
 from tolaria_bus.tolaria.engine.seeding import Domain, mix
+from tolaria_bus.tolaria.engine.side import SideTraining
 
 STAGES = [("START_GRAFTING", "FINE_TUNE"), ("STABILIZE",), ("EVALUATE", "STABILIZE")]
 POSITION = 7
@@ -96,7 +97,8 @@ def test_torchjds_aggregate_is_what_the_optimizer_gets(handler) -> None:
 def test_where_no_seed_is_a_task_the_step_is_the_plain_one_to_the_bit() -> None:
     scene = Scene(("GERMINATE", "START_TRAINING"))
     plain = Scene(("GERMINATE", "START_TRAINING"))
-    step = TrainStep(plain.model, loss, plain.manager, CPU, 3)
+    side = SideTraining(plain.garden, plain.model, loss)
+    step = TrainStep(plain.model, loss, plain.manager, CPU, 3, side)
     for position in range(4):
         one = scene.step(batch(position), position, 1)
         assert torch.equal(one, step(batch(position), position, 1))

@@ -24,8 +24,8 @@ from tolaria_bus.safety.budget import Durations
 from tolaria_bus.tolaria.control.guards import BOUNDARY
 from tolaria_bus.tolaria.control.handshake import packet_id
 from tolaria_bus.tolaria.control.mode import mode_name
-from tolaria_bus.tolaria.control.seeds import group_of
 from tolaria_bus.tolaria.control.telemetry import SOURCE, Telemetry
+from tolaria_bus.tolaria.engine.optimizer import seed_group
 from tolaria_bus.tolaria.engine.validation import Validation
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
@@ -213,7 +213,7 @@ class Boundary:
         )
         rates = state.learning_rate.rates()
         for seed in state.kasmina.seed_states(state.step, state.epoch):
-            seed.learning_rate = rates.get(group_of(seed.seed_id), 0.0)
+            seed.learning_rate = rates.get(seed_group(seed.seed_id), 0.0)
             packet.seed_states.append(seed)
         for group, rate in rates.items():
             packet.training_metrics[f"learning_rate.{group}"] = rate

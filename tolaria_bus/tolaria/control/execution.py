@@ -22,6 +22,7 @@ from tolaria_bus.leyline import (
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.safety.emergency import JOURNAL_UNWRITABLE
 from tolaria_bus.tolaria.control.commands import CommandRefused, Details, Steerable, prepare
+from tolaria_bus.tolaria.control.judging import judging
 from tolaria_bus.tolaria.control.mailbox import Delivery, Outbound
 from tolaria_bus.tolaria.control.mode import note_mode
 from tolaria_bus.tolaria.control.observing import window_refused
@@ -128,7 +129,9 @@ class Execution:
             if command.command_type == CommandType.COMMAND_CANCEL:
                 details = self._cancel(command)
             else:
-                details = prepare(command, self._run)()
+                with judging(command, self._telemetry):
+                    effect = prepare(command, self._run)
+                details = effect()
         except CommandRefused as refusal:
             return self._outcomes.refused(command, refusal)
         again = command.command_type == CommandType.COMMAND_MODE

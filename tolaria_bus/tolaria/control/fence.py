@@ -2,7 +2,7 @@
 
 The life of a command, each step durable before the next:
 
-1. Judge, once: its id, its deadline, the fence it names, its legality.
+1. Judge, once: its id, its deadline, the fence it names, its legality (:mod:`.judging`).
 2. Journal INTENT (all its bytes, the step, its place in the fence) and ATTEMPT in one write.
 3. Apply it.
 4. Journal RESULT.
@@ -31,6 +31,7 @@ from tolaria_bus.tolaria.control.commands import (
 )
 from tolaria_bus.tolaria.control.emergency_commands import is_halt, refuse_superseded
 from tolaria_bus.tolaria.control.execution import Execution, journaled
+from tolaria_bus.tolaria.control.judging import judging
 from tolaria_bus.tolaria.control.mailbox import Delivery, Mailbox, Outbound, in_order
 from tolaria_bus.tolaria.control.mode import held
 from tolaria_bus.tolaria.control.outcomes import Outcomes
@@ -227,21 +228,23 @@ class Fence:
                 finished = self._ledger.finished(command.command_id, delivery.origin)
             self._outbound.outcome(self._outcomes.known(command, known, finished), delivery)
             return
-        unwanted = self._run.handshake.judge(delivery)
-        if unwanted is not None:
-            self._unwanted.append((delivery, CommandRefused(*unwanted)))
-            return
         try:
-            self._check_superseded(delivery)
-            self._check_deadline(command)
-            due = due_fence(command, self._run.state, epoch_ended)
-            if due is not None:
-                self._execution.defer(delivery, due)
-                self._run.handshake.answered(command)
-                return
-            self._execution.check(command)
+            with judging(command, self._telemetry):
+                unwanted = self._run.handshake.judge(delivery)
+                if unwanted is not None:
+                    self._unwanted.append((delivery, CommandRefused(*unwanted)))
+                    return
+                self._check_superseded(delivery)
+                self._check_deadline(command)
+                due = due_fence(command, self._run.state, epoch_ended)
+                if due is None:
+                    self._execution.check(command)
         except CommandRefused as refusal:
             self._execution.finish(delivery, self._outcomes.refused(command, refusal))
+            self._run.handshake.answered(command)
+            return
+        if due is not None:
+            self._execution.defer(delivery, due)
             self._run.handshake.answered(command)
             return
         self._place += 1

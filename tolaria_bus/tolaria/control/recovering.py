@@ -22,6 +22,7 @@ from tolaria_bus.leyline import (
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.commands import CHECKPOINT_FAILED, CommandRefused, Steerable
 from tolaria_bus.tolaria.control.execution import Execution, journaled
+from tolaria_bus.tolaria.control.judging import JUDGING_FAILED
 from tolaria_bus.tolaria.control.mailbox import Delivery, Outbound
 from tolaria_bus.tolaria.control.outcomes import FATAL, Outcomes
 from tolaria_bus.tolaria.control.telemetry import Telemetry
@@ -32,6 +33,9 @@ from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 MAX_ATTEMPTS = 3
 _NEVER_AGAIN = frozenset({CommandType.COMMAND_CANCEL, CommandType.COMMAND_PROFILE})
 """Answered, it isn't done again: one's effect is in the ledger, the other has none on the run."""
+_NEVER_BEGUN = frozenset({FATAL, JUDGING_FAILED})
+"""Codes of commands that had no effect and needn't come to the same end again: what judging one
+raised may have been a fault that is mended by now."""
 
 
 class Divergence(RuntimeError):
@@ -183,7 +187,7 @@ class Recovering:
         if recorded is None and attempts >= MAX_ATTEMPTS:
             self._give_up(delivery, attempts)
             return
-        if recorded is not None and recorded.outcome.code == FATAL:
+        if recorded is not None and recorded.outcome.code in _NEVER_BEGUN:
             self._run.tried(command, failure=recorded.outcome.reason)
             return
         if recorded is not None and command.command_type in _NEVER_AGAIN:

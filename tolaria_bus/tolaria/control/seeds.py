@@ -24,17 +24,13 @@ from tolaria_bus.leyline import Decision, JournalRecord, MetricPoint, SeedOperat
 from tolaria_bus.safety import emergency
 from tolaria_bus.tolaria.control.attributing import Attributing
 from tolaria_bus.tolaria.control.telemetry import Telemetry
+from tolaria_bus.tolaria.engine.optimizer import seed_group
 from tolaria_bus.tolaria.engine.side import SideTraining
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
 from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 from tolaria_bus.tolaria.recovery.state import TrainingState
 
 SEED_FAILED = "seed_failed"
-
-
-def group_of(seed_id: str) -> str:
-    """The optimizer's group of a seed."""
-    return f"seed:{seed_id}"
 
 
 class SeedWork:
@@ -81,7 +77,7 @@ class SeedWork:
                 plan, seed=state.seed, step=state.step, epoch=state.epoch
             )
         self._tell_gate(plan.seed_id, grown.reading)
-        group = group_of(plan.seed_id)
+        group = seed_group(plan.seed_id)
         state.optimizer.add_parameters(group, grown.parameters)
         state.learning_rate.adopt(group, state.step)
         return {
@@ -105,8 +101,8 @@ class SeedWork:
             untold = self._attributing.judge() if becomes_task else ""
             transition = state.kasmina.operate(plan, self._moment())
         if transition.removed:
-            state.optimizer.remove_group(group_of(plan.seed_id))
-            state.learning_rate.release(group_of(plan.seed_id))
+            state.optimizer.remove_group(seed_group(plan.seed_id))
+            state.learning_rate.release(seed_group(plan.seed_id))
         self._tell((transition,))
         details = {
             "seed_id": plan.seed_id,
@@ -214,6 +210,7 @@ class SeedWork:
 
     def _tell(self, transitions: Iterable[Transition]) -> None:
         for passed in transitions:
+            self._side.changes += 1
             self._tell_gate(passed.seed_id, passed.reading)
             before, after = stage_name(passed.before), stage_name(passed.after)
             self._telemetry.event(

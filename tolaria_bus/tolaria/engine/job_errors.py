@@ -9,6 +9,8 @@ import torch
 _ENGINE = Path(__file__).resolve().parent
 _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 _TORCH = Path(torch.__file__).resolve().parent
+_MOST_TEXT = 600
+"""Of an error's own text."""
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -24,6 +26,9 @@ def user_error(subject: str, part: str, error: BaseException) -> JobError:
     if isinstance(error, JobError):
         return error
     text = " ".join(str(error).split()) or "no message"
+    if len(text) > _MOST_TEXT:
+        # Torch lists all its back ends where a kernel is missing.
+        text = f"{text[:_MOST_TEXT]} ..."
     where = _place(error)
     at = f" at {where}" if where else ""
     return JobError(f"{subject}: {part} failed{at}: {type(error).__name__}: {text}")

@@ -12,6 +12,7 @@ from torch import Tensor
 SPIKE_FACTOR = 15.0
 MEAN_WINDOW = 100
 SPIKE_WARMUP = 20
+SPIKE_FLOOR = 0.25
 
 
 class Verdict(StrEnum):
@@ -42,8 +43,9 @@ class LossWatch:
         factor: A loss above so many times the running mean is a spike.
         window: Over how many losses the mean runs.
         warmup: No loss is a spike before so many have been seen.
-        floor: Nor one that is not above this. With the default, 0, a job whose loss comes down to
-            almost nothing may see a spike in one hard batch.
+        floor: Nor one that isn't above so many times the mean of the first losses, as many as the
+            warm-up has. Without, one hard batch is a spike to a job whose loss has come down to
+            almost nothing. Of losses that begin below zero there is no such floor.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class LossWatch:
         factor: float = SPIKE_FACTOR,
         window: int = MEAN_WINDOW,
         warmup: int = SPIKE_WARMUP,
-        floor: float = 0.0,
+        floor: float = SPIKE_FLOOR,
     ) -> None:
         self._factor = factor
         self._warmup = warmup
         self._floor = floor
         self._losses: deque[float] = deque(maxlen=window)
+        self._first: list[float] = []
         self._last: tuple[int, Callable[[], float]] | None = None
         self._slots = [_PinnedLoss(), _PinnedLoss()] if device.type == "cuda" else None
 
@@ -90,17 +93,22 @@ class LossWatch:
         if self._last is not None:
             step, read = self._last
             last = [step, repr(read())]
-        return {"losses": list(self._losses), "last": last}
+        return {"losses": list(self._losses), "last": last, "first": list(self._first)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
         self._losses.clear()
         self._losses.extend(state["losses"])
+        # Of a checkpoint from before there was a floor, it is of what the window has.
+        self._first = list(state.get("first", state["losses"][: self._warmup]))
         self._last = None
         if state["last"] is not None:
             step, text = state["last"]
             value = float(text)
             self._last = (step, lambda: value)
+
+    def _least(self) -> float:
+        return self._floor * sum(self._first) / max(len(self._first), 1)
 
     def _reader(self, loss: Tensor) -> Callable[[], float]:
         if self._slots is None:
@@ -115,7 +123,9 @@ class LossWatch:
         if not isfinite(loss):
             return LossReading(step, loss, mean, Verdict.NOT_FINITE)
         warm = len(self._losses) >= self._warmup
-        spike = warm and mean > 0 and loss > self._factor * mean and loss > self._floor
+        spike = warm and mean > 0 and loss > self._factor * mean and loss > self._least()
+        if len(self._first) < self._warmup:
+            self._first.append(loss)
         self._losses.append(loss)
         return LossReading(step, loss, mean, Verdict.SPIKE if spike else Verdict.OK)
 

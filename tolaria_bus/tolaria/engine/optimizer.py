@@ -44,6 +44,12 @@ from tolaria_bus.tolaria.engine.optimizer_state import (
 
 HOST_GROUP = "host"
 
+
+def seed_group(seed_id: str) -> str:
+    """The name of a seed's group."""
+    return f"seed:{seed_id}"
+
+
 __all__ = [
     "DEFAULT_LEARNING_RATE",
     "HOST_GROUP",
@@ -53,6 +59,7 @@ __all__ = [
     "Rebuild",
     "RebuildFailed",
     "default_optimizer",
+    "seed_group",
 ]
 
 
@@ -60,7 +67,7 @@ class OptimizerManager:
     """Owns the optimizer of one model.
 
     Its groups are addressed by name: ``host`` (the first; further ones that the job's factory made
-    are ``host.1``, ``host.2``, …) and, by the trainer's convention, ``seed:ID``.
+    are ``host.1``, ``host.2``, …) and, by the trainer's convention, :func:`seed_group`'s.
 
     Args:
         factory: The job's ``optimizer(params)``, called with every parameter that needs a gradient;

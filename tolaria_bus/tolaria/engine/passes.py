@@ -9,7 +9,7 @@ goes into its journal. If even the plain pass fails, the fault is the job's.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ class Passes:
         self._compiled = False
         # Kept: torch.compile would compile anew for another of its own callables.
         self._callable: Any = None
-        self._key: int | None = None
+        self._key: Hashable = None
         self._proven: set[Any] = set()
         self._proven_under: Any = None
         self._armed = 0
@@ -82,7 +82,7 @@ class Passes:
         reseed: Callable[[], object],
         *,
         conservative: bool,
-        key: int,
+        key: Hashable,
     ) -> Tensor:
         """Run forward and backward and return the loss.
 
@@ -91,7 +91,7 @@ class Passes:
             share: Of the step: what the loss is multiplied by.
             reseed: Seeds the generators as they were before the pass.
             conservative: Don't compile: in conservative mode, or for another reason.
-            key: Of the model's structure; a pass under another is guarded.
+            key: Of the model's structure; a pass under another is guarded, and compiled anew.
 
         Raises:
             Exception: what the job's loss raised without compile and autocast.
@@ -197,7 +197,7 @@ class Passes:
             self._model._compiled_call_impl = None
         self._compiled = wanted
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: Hashable) -> None:
         """Compile anew after a change of structure, without what was compiled for the old one."""
         if self._callable is not None and key != self._key:
             self._compile(False)

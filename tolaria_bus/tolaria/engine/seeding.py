@@ -29,6 +29,7 @@ class Domain(IntEnum):
     VALIDATION = 6
     LOADER = 7
     AGGREGATION = 8
+    GLOBAL = 9
 
 
 def _scramble(x: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tolaria_bus.kasmina import Kasmina
+from tolaria_bus.tolaria.engine.optimizer import seed_group
 from tolaria_bus.tolaria.engine.seeding import seeded
 
 
@@ -25,6 +26,7 @@ class SideTraining:
     Attributes:
         failed: Seeds whose pass raised, and why. They are left out until somebody decides.
         passes: How many were made since ``take_cost``.
+        changes: How many changes of stage there were: each may change what the host's pass is.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class SideTraining:
     ) -> None:
         self.failed: dict[str, str] = {}
         self.passes = 0
+        self.changes = 0
         self._seconds = 0.0
         self._kasmina = kasmina
         self._model = model
@@ -41,6 +44,12 @@ class SideTraining:
     def waits(self) -> bool:
         """Whether a seed learns on the side; all that a step pays where none does."""
         return bool(self._kasmina.side)
+
+    @property
+    def learning(self) -> tuple[str, ...]:
+        """The optimizer's groups of the seeds that learn, and aren't the host's."""
+        kasmina = self._kasmina
+        return tuple(seed_group(seed_id) for seed_id in (*kasmina.side, *kasmina.tasks))
 
     def __call__(self, batch: Any, seed: int, scale: Tensor | None = None) -> None:
         """Make the passes of one step.

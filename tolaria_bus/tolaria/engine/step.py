@@ -5,7 +5,7 @@ for (``StepOptions``). It doesn't wait for the device: what the loss was, and wh
 is read exactly one step later, from ``LossWatch``, while the device is busy with the next step.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -95,6 +95,7 @@ class TrainStep:
         self._channels_last = options.channels_last
         self._seed = StepSeeder(seed, device)
         self._accumulate = options.accumulate
+        self._compiles = options.compile != "off"
         self._clip = options.clip_norm
         self._before_update = before_update
         state = state or StepState(device, fp16=amp is torch.float16)
@@ -181,8 +182,15 @@ class TrainStep:
             lambda: self._seed(timeline, position),
             # What is compiled frees its memory behind the first of several backward passes.
             conservative=conservative or self._handled,
-            key=self._manager.version,
+            key=self._structure(),
         )
+
+    def _structure(self) -> Hashable:
+        version = self._manager.version
+        if not self._compiles or self._side is None:
+            return version
+        # What is compiled doesn't notice a hook that comes, goes, or does something else.
+        return version, self._side.changes
 
     def _run(self, batch: Any, share: float) -> Tensor:
         loss = None
@@ -222,28 +230,39 @@ class TrainStep:
                 self._side(self._batch, self._seeded_with, scale)
             self._enter(OPTIMIZER)
         self._batch = None
-        if self._clip is not None:
-            clip_gradients(self._manager.param_groups, self._clip)
         if self._before_update is not None:
             self._before_update()
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(optimizer)
-            scaler.update()
+        try:
+            if self._clip is not None:
+                learning = () if self._side is None else self._side.learning
+                clip_gradients(self._manager.param_groups, self._clip, learning)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+        except Exception as error:
+            # Such as sparse gradients, which few optimizers take.
+            raise user_error("the job", f"the step of {self._manager.name}", error) from error
 
 
-def clip_gradients(groups: Iterable[Mapping[str, Any]], norm: float) -> None:
+def clip_gradients(
+    groups: Iterable[Mapping[str, Any]], norm: float, learning: Collection[str]
+) -> None:
     """Scale gradients down to a 2-norm of at most ``norm``, without waiting for the device.
 
-    The host's parameters count together and each seed's by themselves: a seed beside the host must
-    not change the host's steps.
+    The host's parameters count together, fossils among them, and those of each seed that learns by
+    themselves: a seed beside the host must not change the host's steps.
+
+    Args:
+        groups: Of the optimizer.
+        norm: The largest.
+        learning: Names of the groups of seeds that learn and aren't the host's.
     """
     together: dict[str, list[Tensor]] = {}
     for group in groups:
         name = group["name"]
-        # The host's groups are host, host.1, ...; a seed's id may have dots in it.
-        owner = HOST_GROUP if name.partition(".")[0] == HOST_GROUP else name
+        owner = name if name in learning else HOST_GROUP
         together.setdefault(owner, []).extend(group["params"])
     for parameters in together.values():
         nn.utils.clip_grad_norm_(parameters, norm)

@@ -6,12 +6,10 @@ back whole, bit for bit, is all that exact recovery needs besides the journal.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +23,7 @@ from tolaria_bus.tolaria.engine.loss_watch import LossReading, LossWatch
 from tolaria_bus.tolaria.engine.optimizer import OptimizerManager
 from tolaria_bus.tolaria.engine.precision import StepState
 from tolaria_bus.tolaria.recovery.buffers import TensorBuffers, needed_bytes
+from tolaria_bus.tolaria.recovery.generators import restore_generators, save_generators
 from tolaria_bus.tolaria.recovery.plain import plain_names
 from tolaria_bus.tolaria.recovery.sections import Section, pack, unpack
 
@@ -155,7 +154,7 @@ def capture_into(state: TrainingState, buffers: TensorBuffers) -> dict[str, Any]
 def state_bytes(state: TrainingState) -> int:
     """About the memory that a copy of the state takes: without sections and loaders."""
     optimizer_tensors, _ = state.optimizer.export()
-    generators, _ = _generators()
+    generators, _ = save_generators()
     parts = (_model_tensors(state.model), optimizer_tensors, generators)
     return sum(needed_bytes(part) for part in parts)
 
@@ -165,7 +164,7 @@ def _survey(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {f"model.{name}": tensor for name, tensor in _model_tensors(state.model).items()}
     optimizer_tensors, optimizer_meta = state.optimizer.export()
     tensors.update({f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()})
-    generators, generator_meta = _generators()
+    generators, generator_meta = save_generators()
     tensors.update(generators)
     data, data_tensors = pack(state.data.own_state(), "data")
     tensors.update(data_tensors)
@@ -214,12 +213,13 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
     sections = meta.get("sections", {})
     _check_sections(state.sections, sections)
     state.kasmina.rebuild(meta["kasmina"])
-    present = _model_tensors(state.model)
     saved = {
         name.removeprefix("model."): tensor
         for name, tensor in tensors.items()
         if name.startswith("model.")
     }
+    _make_room(state.model, saved)
+    present = _model_tensors(state.model)
     _check_fit(present, saved)
     with torch.no_grad():
         torch._foreach_copy_([present[name] for name in saved], list(saved.values()))
@@ -252,7 +252,7 @@ def restore(state: TrainingState, tensors: Mapping[str, Tensor], meta: Mapping[s
         value = unpack(saved_section["state"], tensors)
         state.sections[name].load(value, saved_section["version"])
     # Last: whatever was called before may have drawn.
-    _restore_generators(tensors, meta["generators"])
+    restore_generators(tensors, meta["generators"])
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -260,6 +260,17 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     named: dict[str, Tensor] = dict(model.named_parameters())
     named.update(model.named_buffers())
     return named
+
+
+def _make_room(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Give the model those buffers that only came, or grew, as it ran."""
+    device = next(model.parameters()).device
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf, buffer in module._buffers.items():
+            tensor = saved.get(f"{path}.{leaf}" if path else leaf)
+            if tensor is not None and (buffer is None or buffer.shape != tensor.shape):
+                where = device if buffer is None else buffer.device
+                module._buffers[leaf] = torch.empty_like(tensor, device=where)
 
 
 def _check_fit(present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
@@ -291,35 +302,3 @@ def _check_sections(present: Mapping[str, Section], saved: Mapping[str, Any]) ->
                 f"the saved state's section {name!r} is of version {section['version']}; "
                 f"this program reads {present[name].version}"
             )
-
-
-def _generators() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-    tensors = {
-        "random.torch": torch.get_rng_state(),
-        "random.numpy": torch.from_numpy(np.asarray(keys, dtype=np.uint32).view(np.int32)),
-        "random.python": torch.from_numpy(np.array(words, dtype=np.int64)),
-    }
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    for index in range(torch.cuda.device_count() if in_use else 0):
-        tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
-    meta = {
-        "python": [version, gauss],
-        "numpy": [str(kind), int(position), int(has_gauss), float(cached)],
-    }
-    return tensors, meta
-
-
-def _restore_generators(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    torch.set_rng_state(tensors["random.torch"].clone())
-    version, gauss = meta["python"]
-    random.setstate((version, tuple(tensors["random.python"].tolist()), gauss))
-    kind, position, has_gauss, cached = meta["numpy"]
-    keys = tensors["random.numpy"].numpy().view(np.uint32)
-    np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
-    for name, tensor in tensors.items():
-        if name.startswith("random.cuda."):
-            index = int(name.rpartition(".")[2])
-            if index < torch.cuda.device_count():
-                torch.cuda.set_rng_state(tensor.clone(), index)
