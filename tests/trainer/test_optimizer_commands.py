@@ -110,9 +110,11 @@ class Grouped(Moons):
     def optimizer(self, params: Any) -> torch.optim.Optimizer:
         weights = [p for p in params if p.dim() > 1]
         others = [p for p in params if p.dim() <= 1]
-        return torch.optim.AdamW(
-            [{"params": weights}, {"params": others, "weight_decay": 0.0}], lr=0.01
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": weights},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=0.01)
 
 
 def test_hyperparameters_and_the_rate_of_one_group_leave_the_others_as_they_were(make_run) -> None:
