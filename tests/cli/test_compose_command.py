@@ -72,6 +72,13 @@ def as_plain(command: AdaptationCommand) -> object:
             },
         ),
         (
+            compose.optimizer(["weight_decay=0.1"], group="host.1"),
+            {
+                "commandType": "OPTIMIZER",
+                "optimizerAdjustment": {"values": {"weight_decay": 0.1}, "group": "host.1"},
+            },
+        ),
+        (
             compose.optimizer(["adamw"]),
             {"commandType": "OPTIMIZER", "optimizerAdjustment": {"optimizerId": "adamw"}},
         ),

@@ -82,7 +82,7 @@ MESSAGES = {
     "CommandSeedOperation": "SeedOperation operation=1 string blueprint_id=2 "
     "map<string,float> parameters=3 Struct values=30",
     "CommandOptimizerAdjustment": "string optimizer_id=1 map<string,float> hyperparameters=2 "
-    "Struct values=30",
+    "Struct values=30 string group=31",
     "CommandCircuitBreaker": "CircuitBreakerState desired_state=1 string rationale=2 breaker=30",
     "AdaptationCommand": "uint32 version=1 string command_id=2 CommandType command_type=3 "
     "string target_seed_id=4 uint32 execution_deadline_ms=5 Timestamp issued_at=6 "

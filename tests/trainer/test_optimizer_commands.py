@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from typing import Any
+
 import pytest
+import torch
 from google.protobuf.json_format import MessageToDict
 
+from tests.trainer.conftest import Moons
 from tests.trainer.lives import Power
 from tests.trainer.test_recovery import FailsAtOutcome, FailsAtState
 from tolaria_bus.leyline import CommandOutcome
+from tolaria_bus.tolaria.recovery.run_folder import RunFolder
 
 
 def to_sgd(run, **annotations) -> None:
@@ -78,11 +84,11 @@ def test_a_rollback_behind_a_change_of_class_has_the_old_class_again(make_run) -
         ('"optimizerId": "SGD", "values": {"momentum": 2}', "false", "out_of_range"),
         ('"optimizerId": "Muon"', "false", "rebuild_failed"),
         ('"optimizerId": "SGD"', "true", "conservative"),
+        ('"optimizerId": "SGD", "group": "host"', "false", "bad_payload"),
+        ('"values": {"weight_decay": 0.2}, "group": "nobody"', "false", "out_of_range"),
     ],
 )
-def test_a_change_of_class_that_cannot_be_leaves_the_run_as_it_was(
-    make_run, optimizer, mode, code
-) -> None:
+def test_a_change_that_cannot_be_leaves_the_run_as_it_was(make_run, optimizer, mode, code) -> None:
     plain, run = make_run("plain"), make_run("run")
     for one in (plain, run):
         one.send(
@@ -96,3 +102,34 @@ def test_a_change_of_class_that_cannot_be_leaves_the_run_as_it_was(
     )
     assert run.train().weights_sha256 == plain.train().weights_sha256
     assert run.outcome("x").code == code
+
+
+class Grouped(Moons):
+    """Weights decay, biases don't."""
+
+    def optimizer(self, params: Any) -> torch.optim.Optimizer:
+        weights = [p for p in params if p.dim() > 1]
+        others = [p for p in params if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": weights},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=0.01)
+
+
+def test_hyperparameters_and_the_rate_of_one_group_leave_the_others_as_they_were(make_run) -> None:
+    run = make_run(job=Grouped())
+    run.send(
+        """{"commandId": "x", "commandType": "OPTIMIZER", "optimizerAdjustment":
+        {"values": {"weight_decay": 0.2, "lr": 0.005}, "group": "host"}}""",
+        at_step=5,
+    )
+    run.train()
+    details = MessageToDict(run.outcome("x").details)
+    assert details["after"] == {"host": 0.005, "host.1": 0.01}
+    assert (details["hyperparameters"], details["group"]) == ({"weight_decay": 0.2}, "host")
+    with closing(RunFolder.open(run.path)) as folder:
+        saved = folder.checkpoints.newest(folder.live.is_live)
+    assert saved is not None
+    groups = saved.meta["optimizer"]["groups"]
+    assert [group["hyperparameters"]["weight_decay"] for group in groups] == [0.2, 0.0]

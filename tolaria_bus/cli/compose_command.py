@@ -106,7 +106,7 @@ def learning_rate(
     )
 
 
-def optimizer(words: Sequence[str]) -> AdaptationCommand:
+def optimizer(words: Sequence[str], *, group: str | None = None) -> AdaptationCommand:
     """``[NAME] hyperparameter=value ...``, as in ``adamw weight_decay=0.01 betas=0.9,0.95``.
 
     Raises:
@@ -118,7 +118,7 @@ def optimizer(words: Sequence[str]) -> AdaptationCommand:
         raise ComposeError("optimizer: give what to change, as in weight_decay=0.01 betas=0.9,0.95")
     command = AdaptationCommand(
         command_type=CommandType.COMMAND_OPTIMIZER,
-        optimizer_adjustment=CommandOptimizerAdjustment(optimizer_id=name),
+        optimizer_adjustment=CommandOptimizerAdjustment(optimizer_id=name, group=group or ""),
     )
     command.optimizer_adjustment.values.update(given)
     return command

@@ -139,7 +139,8 @@ def _payload(command: AdaptationCommand) -> str:
         case "optimizer_adjustment":
             adjustment = command.optimizer_adjustment
             values = hyperparameters(adjustment.hyperparameters, adjustment.values)
-            return f"{adjustment.optimizer_id} {_pairs(values)}".strip()
+            of = f" of {adjustment.group}" if adjustment.group else ""
+            return f"{adjustment.optimizer_id} {_pairs(values)}{of}".strip()
         case "circuit_breaker":
             breaker = command.circuit_breaker
             return f"{breaker.breaker} {_word(CircuitBreakerState, breaker.desired_state)}"

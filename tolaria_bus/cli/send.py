@@ -92,12 +92,13 @@ def optimizer(
         list[str] | None,
         typer.Argument(metavar="[NAME] NAME=VALUE...", show_default=False),
     ] = None,
+    group: Group = None,
 ) -> AdaptationCommand:
-    """Change hyperparameters of the optimizer.
+    """Change hyperparameters of the optimizer, or its class.
 
-    Example: send optimizer weight_decay=0.01 betas=0.9,0.95
+    Examples: send optimizer weight_decay=0.01 betas=0.9,0.95, send optimizer SGD momentum=0.9
     """
-    return compose.optimizer(words or [])
+    return compose.optimizer(words or [], group=group)
 
 
 def seed(

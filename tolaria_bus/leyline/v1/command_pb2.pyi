@@ -199,8 +199,11 @@ class CommandOptimizerAdjustment(_message.Message):
     OPTIMIZER_ID_FIELD_NUMBER: _builtins.int
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     optimizer_id: _builtins.str
     """A torch optimizer's name ("adamw"), or empty: the one in use."""
+    group: _builtins.str
+    """Empty: every parameter group. Not together with another class."""
     @_builtins.property
     def hyperparameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -211,10 +214,11 @@ class CommandOptimizerAdjustment(_message.Message):
         optimizer_id: _builtins.str = ...,
         hyperparameters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         values: _struct_pb2.Struct | None = ...,
+        group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "optimizer_id", b"optimizer_id", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "hyperparameters", b"hyperparameters", "optimizer_id", b"optimizer_id", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import structlog
 import torch
 
 from tolaria_bus.leyline import Decision, JournalRecord
@@ -29,7 +30,10 @@ def tell_features(
     sample_losses: bool,
     prefetch: Feature,
 ) -> None:
-    """Say in one event, and in a metric for each feature, what is on and why the rest is off."""
+    """Say in one line, here and as an event, what is on and why the rest is off.
+
+    And in a metric for each feature.
+    """
     found = features(
         options,
         device,
@@ -38,6 +42,7 @@ def tell_features(
         prefetch=prefetch,
         fallen=state.engine.fallen,
     )
+    structlog.get_logger().info("engine", features=line(found))
     telemetry.event("engine", line(found), **{each.name: each.value or "off" for each in found})
     telemetry.metrics(
         {f"tolaria.engine.{each.name.replace(' ', '_')}": (float(each.on), "") for each in found}

@@ -59,17 +59,23 @@ def judge_optimizer(command: AdaptationCommand, run: Steerable) -> Effect:
     other = bool(wanted.optimizer_id) and wanted.optimizer_id.lower() != manager.name.lower()
     if not values and not other:
         raise CommandRefused("bad_payload", "hyperparameters: none given")
+    if other and wanted.group:
+        raise CommandRefused(
+            "bad_payload",
+            f"group = {wanted.group!r} with optimizer_id = {wanted.optimizer_id!r}: another class "
+            "is every group's; set what is one group's afterwards",
+        )
     rate = values.pop("lr", None)
     change_rate: Effect = dict
     if rate is not None:
         rate = finite_number("lr", rate)
-        change_rate = rate_effect(run, rate=rate, factor=None, warmup_steps=0, group=None)
+        change_rate = rate_effect(run, rate=rate, factor=None, warmup_steps=0, group=wanted.group)
     try:
         if other:
             change = _another_class(wanted.optimizer_id, values, run)
         else:
-            manager.check_hyperparameters(values)
-            change = _same_class(values, run)
+            manager.check_hyperparameters(values, wanted.group)
+            change = _same_class(values, wanted.group, run)
     except OptimizerRefused as error:
         raise CommandRefused("out_of_range", str(error)) from error
 
@@ -81,11 +87,12 @@ def judge_optimizer(command: AdaptationCommand, run: Steerable) -> Effect:
     return effect
 
 
-def _same_class(values: Mapping[str, Any], run: Steerable) -> Effect:
+def _same_class(values: Mapping[str, Any], group: str, run: Steerable) -> Effect:
     def effect() -> Details:
         if values:
-            run.state.optimizer.set_hyperparameters(values)
-        return {"hyperparameters": dict(values)}
+            run.state.optimizer.set_hyperparameters(values, group)
+        about = {"group": group} if group else {}
+        return {"hyperparameters": dict(values), **about}
 
     return effect
 
