@@ -31,6 +31,7 @@ def test_where_the_time_goes_is_asked_of_a_run_and_comes_over_the_bus(tmp_path: 
     run = ("run", "tiny.py:Tiny", "--run", "first", "--epochs", "1000000")
     with one.start(*run, "--profile", "3") as worker:
         worker.says("embedded server")
+        worker.says("compile off (not asked for)")
         # A command that comes before the run listens waits for it.
         pruned = one.run("send", "prune", "0", "0.25", "impact=1e6", "--wait", "120")
         assert "APPLIED structural pruning" in pruned

@@ -45,6 +45,7 @@ class Trainer:
 
     Attributes:
         state: Everything that must survive.
+        features: What of the engine is on, and why the rest is off, in one line.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class Trainer:
             checkpoint=resumed.checkpoint,
             records_to_replay=len(resumed.replay),
         )
-        tell_features(
+        self.features = tell_features(
             step_options(self._settings),
             self._parts.device,
             state,

@@ -142,6 +142,7 @@ async def _serve(prepared: _Prepared) -> RunSummary:
                     signals=prepared.signals,
                 )
             )
+            log.info("engine", features=trainer[0].features)
             # What is there now stays: torch's modules alone make every full collection stop the
             # process, alerts and all, for a tenth of a second.
             gc.collect()

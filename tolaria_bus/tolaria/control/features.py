@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-import structlog
 import torch
 
 from tolaria_bus.leyline import Decision, JournalRecord
@@ -29,10 +28,11 @@ def tell_features(
     *,
     sample_losses: bool,
     prefetch: Feature,
-) -> None:
-    """Say in one line, here and as an event, what is on and why the rest is off.
+) -> str:
+    """Say in an event, and in a metric for each feature, what is on and why the rest is off.
 
-    And in a metric for each feature.
+    Returns:
+        The same in one line.
     """
     found = features(
         options,
@@ -42,11 +42,12 @@ def tell_features(
         prefetch=prefetch,
         fallen=state.engine.fallen,
     )
-    structlog.get_logger().info("engine", features=line(found))
-    telemetry.event("engine", line(found), **{each.name: each.value or "off" for each in found})
+    told = line(found)
+    telemetry.event("engine", told, **{each.name: each.value or "off" for each in found})
     telemetry.metrics(
         {f"tolaria.engine.{each.name.replace(' ', '_')}": (float(each.on), "") for each in found}
     )
+    return told
 
 
 def tell_prefetch_off(telemetry: Telemetry, why: str) -> None:
