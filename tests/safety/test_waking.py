@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import select
 import socket
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tolaria_bus.safety import Signals, layout, waking
+from tolaria_bus.safety import Signals, SignalView, layout, waking
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="abstract sockets are Linux's"
@@ -23,9 +24,8 @@ def here(folder: Path) -> bytes:
 
 @pytest.fixture
 def bell(tmp_path: Path) -> Iterator[socket.socket]:
-    listening = waking.listen(here(tmp_path))
-    assert listening is not None
-    with listening:
+    with waking.listening(here(tmp_path)) as listening:
+        assert listening is not None
         yield listening
 
 
@@ -64,21 +64,35 @@ def test_whoever_rings_never_waits_however_often_nobody_hears(
 
 
 def test_a_folder_has_one_bell_and_the_next_worker_gets_it(tmp_path: Path) -> None:
-    first = waking.listen(here(tmp_path))
-    assert first is not None
-    assert waking.listen(here(tmp_path)) is None
-    first.close()
+    with waking.listening(here(tmp_path)) as first, waking.listening(here(tmp_path)) as other:
+        assert first is not None
+        assert other is None
     waking.ring(here(tmp_path))
-    second = waking.listen(here(tmp_path))
-    assert second is not None
-    second.close()
+    with waking.listening(here(tmp_path)) as second:
+        assert second is not None
+
+
+def test_a_process_with_no_room_for_a_file_leaves_its_emergency_and_does_without_a_bell(
+    tmp_path: Path,
+) -> None:
+    signals = Signals.create(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with waking.listening(b"\0tolaria-bus/test/full") as bell:
+            assert bell is None
+        assert signals.emergency(b"too many files")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with SignalView(tmp_path) as view:
+        assert view.refresh()
+        assert [left.payload for left in view.unrelayed()] == [b"too many files"]
 
 
 def test_a_deadline_and_an_emergency_ring_and_a_step_does_not(tmp_path: Path) -> None:
     signals = Signals.create(tmp_path)
-    bell = waking.listen(waking.address(tmp_path, layout.NAME))
-    assert bell is not None
-    with bell:
+    with waking.listening(waking.address(tmp_path, layout.NAME)) as bell:
+        assert bell is not None
         signals.begin(0)
         signals.step(1)
         signals.beat()

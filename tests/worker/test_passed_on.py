@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import anyio
@@ -54,14 +53,6 @@ def nothing(event: str, detail: Mapping[str, str]) -> None:
     raise AssertionError(f"{event}: {detail}")
 
 
-@contextmanager
-def other_who_listens(folder: Path) -> Iterator[None]:
-    bell = waking.listen(waking.address(folder, NAME))
-    assert bell is not None
-    with bell:
-        yield
-
-
 async def passes(folder: Path) -> None:
     """Leave two signals, the second once the worker surely sleeps again."""
     told = Told()
@@ -93,5 +84,6 @@ async def test_a_worker_whose_bell_is_another_ones_looks_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passed_on, "LOOK_SECONDS", 3600.0)
-    with other_who_listens(tmp_path), anyio.fail_after(30):
+    with waking.listening(waking.address(tmp_path, NAME)) as bell, anyio.fail_after(30):
+        assert bell is not None
         await passes(tmp_path)

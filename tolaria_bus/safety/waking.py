@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import socket
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import anyio
@@ -35,18 +36,12 @@ def address(folder: Path, name: str) -> bytes:
     return f"\0tolaria-bus/{found.st_dev:x}/{found.st_ino:x}/{name}".encode()
 
 
-def listen(where: bytes) -> socket.socket | None:
+@contextmanager
+def listening(where: bytes) -> Iterator[socket.socket | None]:
     """The bell at an address, readable once it has been rung; ``None``: it can't be had."""
-    if not where:
-        return None
-    bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        bell.bind(where)
-    except OSError:
-        # Somebody else has that name: he can take our rings, but not what was left.
-        bell.close()
-        return None
-    return bell
+    bell = _listen(where) if where else None
+    with nullcontext() if bell is None else bell:
+        yield bell
 
 
 async def rung(bell: socket.socket | None, within: float) -> None:
@@ -72,9 +67,25 @@ def ring(where: bytes) -> None:
     """Wake who listens at an address, if anybody does; never waits, never raises."""
     if not where:
         return
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)) as bell:
-        try:
-            bell.sendto(b"!", where)
-        except OSError:
-            # Nobody listens, or has so many rings that one more says nothing new.
-            return
+    # Nobody may listen, or have so many rings that one more says nothing new; or this process has
+    # no room for one more file. What was left is found at the next look.
+    with suppress(OSError), _socket() as bell:
+        bell.sendto(b"!", where)
+
+
+def _listen(where: bytes) -> socket.socket | None:
+    try:
+        bell = _socket()
+    except OSError:
+        return None
+    try:
+        bell.bind(where)
+    except OSError:
+        # Somebody else has that name: he can take our rings, but not what was left.
+        bell.close()
+        return None
+    return bell
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)

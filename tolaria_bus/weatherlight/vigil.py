@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -114,10 +113,7 @@ class Vigil:
         Args:
             stop: Once it is set, the process is asked to stop.
         """
-        with ExitStack() as stack:
-            bell = waking.listen(waking.address(self._process.folder, layout.NAME))
-            if bell is not None:
-                stack.enter_context(bell)
+        with waking.listening(waking.address(self._process.folder, layout.NAME)) as bell:
             return await self._keep(stop, bell)
 
     async def _keep(self, stop: anyio.Event, bell: socket.socket | None) -> End:

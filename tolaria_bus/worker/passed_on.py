@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -38,11 +37,8 @@ async def obey_passed_on(
         mailbox: Where commands go.
         on_event: Told ``signal_refused``.
     """
-    with ExitStack() as stack:
-        inbox = stack.enter_context(PassedOn(folder))
-        bell = waking.listen(waking.address(folder, NAME))
-        if bell is not None:
-            stack.enter_context(bell)
+    where = waking.address(folder, NAME)
+    with PassedOn(folder) as inbox, waking.listening(where) as bell:
         while True:
             try:
                 for signal in inbox.take():
