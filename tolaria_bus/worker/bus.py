@@ -197,9 +197,8 @@ class Bus:
 
     async def beat(self, progress: Progress, standing: Mapping[str, Any]) -> None:
         """Tell everybody where the run is, if the server can be told."""
-        self._presence.ended = self.ended
         read_age = max(consumer.read_age for consumer in self._consumers)
-        await self._presence.beat(progress, standing, read_age=read_age)
+        await self._presence.beat(progress, standing, read_age=read_age, ended=self.ended)
 
     async def _take_lease(self, stack: AsyncExitStack) -> None:
         self._lease = make_lease(

@@ -30,9 +30,6 @@ class Presence:
         job: The job's name.
         signals: Of this worker.
         settings: After how long it hangs.
-
-    Attributes:
-        ended: How and why training ended; told with the next beat.
     """
 
     def __init__(
@@ -46,7 +43,6 @@ class Presence:
         signals: Signals | None,
         settings: Settings,
     ) -> None:
-        self.ended: dict[str, str] | None = None
         self._client = client
         self._streams = streams
         self._run = run
@@ -76,7 +72,12 @@ class Presence:
             await forget(self._client, self._streams, self._run)
 
     async def beat(
-        self, progress: Progress, standing: Mapping[str, Any], *, read_age: float
+        self,
+        progress: Progress,
+        standing: Mapping[str, Any],
+        *,
+        read_age: float,
+        ended: Mapping[str, str] | None,
     ) -> None:
         """Tell everybody where the run is. An outage is the publisher's to report.
 
@@ -84,6 +85,7 @@ class Presence:
             progress: Where it is.
             standing: How it stands beside its numbers.
             read_age: Seconds since the read loop that is furthest behind went round.
+            ended: How and why training ended; ``None``: it goes on.
         """
         self._only_entered = False
         few = brief(
@@ -99,7 +101,7 @@ class Presence:
             job=self._job,
             signals=self._signals,
             settings=self._settings,
-            ended=self.ended,
+            ended=ended,
         )
         try:
             await beat(self._client, self._streams, self._run, few)

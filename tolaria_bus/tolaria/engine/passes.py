@@ -8,17 +8,16 @@ shows which of them was at fault; that one is off from then on, which is a decis
 goes into its journal. If even the plain pass fails, the fault is the job's.
 """
 
-import random
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tolaria_bus.tolaria.engine.batch import map_tensors
 from tolaria_bus.tolaria.engine.precision import AMP, COMPILE, StepState
+from tolaria_bus.tolaria.engine.seeding import GlobalGenerators
 
 MESSAGE_LENGTH = 300
 """Characters of an error that are told: compilers' are pages long."""
@@ -228,8 +227,7 @@ class _Kept:
         self._gradients = [
             (p, None if p.grad is None else p.grad.clone()) for p in model.parameters()
         ]
-        self._python = random.getstate()
-        self._numpy = np.random.get_state()  # noqa: NPY002
+        self._generators = GlobalGenerators()
 
     def put_back(self) -> None:
         """Make it as it was."""
@@ -238,8 +236,7 @@ class _Kept:
                 buffer.copy_(value)
         for parameter, gradient in self._gradients:
             parameter.grad = None if gradient is None else gradient.clone()
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002
+        self._generators.put_back()
 
 
 def _weaker(wanted: tuple[bool, bool]) -> list[tuple[bool, bool]]:
