@@ -17,6 +17,7 @@ from tolaria_bus.leyline import AdaptationCommand, CommandType
 from tolaria_bus.leyline.codec import short_name
 from tolaria_bus.tolaria.control.steerable import CommandRefused
 from tolaria_bus.tolaria.control.telemetry import Telemetry
+from tolaria_bus.tolaria.engine.job_errors import in_one_line
 from tolaria_bus.tolaria.recovery.journal import JournalUnwritable
 
 JUDGING_FAILED: Final = "judging_failed"
@@ -47,8 +48,7 @@ def judging(command: AdaptationCommand, telemetry: Telemetry) -> Iterator[None]:
     except (CommandRefused, *_OF_THE_RUN):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:_TEXT_LENGTH]
-        reason = "judging it failed: " + ": ".join(filter(None, (type(error).__name__, text)))
+        reason = f"judging it failed: {in_one_line(error, _TEXT_LENGTH)}"
         name = short_name(CommandType, command.command_type)
         structlog.get_logger().error(
             JUDGING_FAILED, command_id=command.command_id, command_type=name, exc_info=error

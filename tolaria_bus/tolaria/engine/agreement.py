@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tolaria_bus.tolaria.engine.data import ValidationBatches
 from tolaria_bus.tolaria.engine.job import Job
-from tolaria_bus.tolaria.engine.job_errors import user_error
+from tolaria_bus.tolaria.engine.job_errors import in_one_line, user_error
 from tolaria_bus.tolaria.engine.passes import Passes
 from tolaria_bus.tolaria.engine.seeding import Domain, mix, seeded
 from tolaria_bus.tolaria.engine.validation import as_in_training, evaluating, on_device
@@ -72,8 +72,7 @@ def _compare(model: nn.Module, job: Job, batch: Any, seed: int, relative: float)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what the answer says
-        text = " ".join(str(error).split())
-        return f"its samples' losses can't be had: {type(error).__name__}: {text}"
+        return f"its samples' losses can't be had: {in_one_line(error)}"
     if not isinstance(found, Tensor) or found.dim() == 0 or not found.numel():
         what = (
             f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__

@@ -18,6 +18,12 @@ class JobError(ValueError):
     """A job that can't be used, or whose code failed: one line; the cause is the original error."""
 
 
+def in_one_line(error: BaseException, most: int | None = None) -> str:
+    """Return ``Type: text``, or the type alone; of the text so many characters at most."""
+    text = " ".join(str(error).split())[:most]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def user_error(subject: str, part: str, error: BaseException) -> JobError:
     """Return the ``JobError`` for an exception that the user's code raised in ``part``.
 

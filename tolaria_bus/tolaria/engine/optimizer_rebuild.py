@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
+from tolaria_bus.tolaria.engine.job_errors import in_one_line
 from tolaria_bus.tolaria.engine.optimizer_carry import Carried, carry_over
 from tolaria_bus.tolaria.engine.optimizer_classes import find, make, options
 from tolaria_bus.tolaria.engine.optimizer_groups import as_arguments
@@ -48,8 +49,7 @@ def rebuilt(old: Optimizer, plan: Rebuild) -> tuple[Optimizer, Carried]:
         made = make(plan.cls, as_arguments(old), plan.values)
         return made, carry_over(old, made)
     except Exception as error:
-        text = " ".join(str(error).split())
         raise RebuildFailed(
             f"{plan.cls.__name__} could not be made, {type(old).__name__} goes on: "
-            f"{type(error).__name__}: {text}"
+            f"{in_one_line(error)}"
         ) from error

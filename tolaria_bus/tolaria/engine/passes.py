@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tolaria_bus.tolaria.engine.batch import map_tensors
+from tolaria_bus.tolaria.engine.job_errors import in_one_line
 from tolaria_bus.tolaria.engine.precision import AMP, COMPILE, StepState
 from tolaria_bus.tolaria.engine.seeding import GlobalGenerators
 
@@ -163,9 +164,7 @@ class Passes:
     def _note(
         self, wanted: tuple[bool, bool], worked: tuple[bool, bool], error: Exception | None
     ) -> None:
-        why = (
-            "" if error is None else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        )
+        why = "" if error is None else in_one_line(error, MESSAGE_LENGTH)
         for feature, asked, on in zip((COMPILE, AMP), wanted, worked, strict=True):
             if asked and not on:
                 self._state.fall_back(feature, why)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tolaria_bus.kasmina import Kasmina
+from tolaria_bus.tolaria.engine.job_errors import in_one_line
 from tolaria_bus.tolaria.engine.optimizer import seed_group
 from tolaria_bus.tolaria.engine.seeding import seeded
 
@@ -68,8 +69,7 @@ class SideTraining:
                 with seeded(seed):
                     self._kasmina.learn(seed_id, lambda: self._loss(self._model, batch), **scaled)
             except Exception as error:  # noqa: BLE001 - the host's step must not fail with it
-                text = " ".join(str(error).split())
-                self.failed[seed_id] = f"{type(error).__name__}: {text}"
+                self.failed[seed_id] = in_one_line(error)
             self.passes += 1
         self._seconds += time.perf_counter() - started
 
