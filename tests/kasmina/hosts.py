@@ -138,6 +138,25 @@ class Training:
             self.manager.remove_group(f"seed:{seed_id}")
         return passed
 
+    def to_probation(self, blueprint: str, **options: Any) -> None:
+        """Grow seed ``a`` and lead it as far as FOSSILIZE may come next."""
+        self.grow("a", blueprint, **options)
+        self.do("START_TRAINING")
+        self.steps(12)
+        self.do("START_GRAFTING", blend_steps=4)
+        self.steps(4)
+        self.do("STABILIZE")
+        self.steps(2)
+        self.do("EVALUATE")
+
+    def prune(self, target: str, fraction: float, impact: float = 1e6) -> tuple[Any, Any]:
+        """Prune, and let the optimizer follow; the plan, and what was done."""
+        plan = self.garden.plan_prune(target, fraction, {"impact": impact})
+        done = self.garden.prune(plan, Moment(self.position, held_out=self.held_out))
+        for cut in done.narrowed:
+            self.manager.narrow(cut.name, cut.dim, cut.keep)
+        return plan, done
+
     def held_out(self) -> float:
         """The loss on a batch that isn't trained on."""
         self.model.eval()
@@ -157,6 +176,15 @@ class Training:
             if self.garden.registry.owner(name) == HOST and parameter.grad is not None:
                 state[f"gradient of {name}"] = parameter.grad.clone()
         return state
+
+
+def output(model: nn.Module) -> Tensor:
+    """What a model makes of a batch, in eval mode."""
+    model.eval()
+    with torch.no_grad():
+        found: Tensor = model(batch(5)[0])
+    model.train()
+    return found
 
 
 def training(kind: str, *, slot: bool = True, limits: Any = None, slots: Any = ()) -> Training:

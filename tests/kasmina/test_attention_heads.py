@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import identity
 
-from tests.kasmina.hosts import Training, batch
+from tests.kasmina.hosts import Training, batch, output
 from tolaria_bus.kasmina import Garden, Moment, SeedRefused
 
 
@@ -49,22 +49,6 @@ def run() -> Training:
     return trained
 
 
-def prune(trained: Training, target: str, fraction: float) -> Any:
-    plan = trained.garden.plan_prune(target, fraction, {"impact": 1e6})
-    done = trained.garden.prune(plan, Moment(trained.position, held_out=trained.held_out))
-    for cut in done.narrowed:
-        trained.manager.narrow(cut.name, cut.dim, cut.keep)
-    return plan, done
-
-
-def output(model: nn.Module) -> Tensor:
-    model.eval()
-    with torch.no_grad():
-        found: Tensor = model(batch(5)[0])
-    model.train()
-    return found
-
-
 # A nested tensor is what nn.TransformerEncoder makes of a padded batch in eval mode.
 nested = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 
@@ -74,7 +58,7 @@ nested = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_an_encoder_of_torchs_hears_the_same_with_gradients_and_without(target: str) -> None:
     trained = run()
     silenced = copy.deepcopy(trained.model)
-    plan, _ = prune(trained, target, 0.5)
+    plan, _ = trained.prune(target, 0.5)
     gone = [head for head in range(4) if head not in plan.keep]
     with torch.no_grad():
         weight = silenced.get_parameter(f"{target}.out_proj.weight")
@@ -102,13 +86,13 @@ def test_those_go_whose_weights_are_the_smallest_and_the_numbers_that_are_theirs
         norms = own.in_proj_weight.double().abs().view(3, 4, -1).sum((0, 2))
         norms += own.out_proj.weight.double().abs().view(8, 4, 2).sum((0, 2))
     gone = sorted(norms.argsort()[:2].tolist())
-    plan, done = prune(trained, FIRST, 0.5)
+    plan, done = trained.prune(FIRST, 0.5)
     assert (plan.unit, sorted({0, 1, 2, 3} - set(plan.keep))) == ("heads", gone)
     assert (done.removed, done.parameters) == (2, 2 * 2 * (3 * 9 + 8))
     assert (own.num_heads, own.head_dim, own.embed_dim) == (2, 2, 8)
     assert own.in_proj_weight.shape == (12, 8)
     assert own.out_proj.in_features == 4
-    _, done = prune(trained, "across", 0.3)
+    _, done = trained.prune("across", 0.3)
     assert done.parameters == 2 * (8 + 4 + 4 + 3 + 2 + 8)
 
 
@@ -124,7 +108,7 @@ def test_it_trains_on_with_the_state_of_what_stayed() -> None:
             for name in names
             for key in ("exp_avg", "exp_avg_sq")
         }
-        plan, done = prune(trained, target, 0.5)
+        plan, done = trained.prune(target, 0.5)
         assert {cut.name for cut in done.narrowed} == {f"{target}.{name}" for name in names}
         for (name, key), was in before.items():
             dim = {"out_proj.weight": 1, "bias_k": 2, "bias_v": 2}.get(name, 0)
@@ -146,10 +130,10 @@ def test_after_several_prunings_it_is_written_down_rebuilt_and_made_whole_again(
     first = ({name: tensor.clone() for name, tensor in first[0].items()}, first[1])
     with torch.no_grad():  # The first of all goes first: those behind it get other places.
         whole.model.get_parameter(f"{FIRST}.in_proj_weight").view(3, 4, 2, 8)[:, 0] *= 0.01
-    once, _ = prune(whole, FIRST, 0.3)
+    once, _ = whole.prune(FIRST, 0.3)
     whole.steps(1)
-    twice, _ = prune(whole, FIRST, 0.4)
-    prune(whole, "across", 0.9)
+    twice, _ = whole.prune(FIRST, 0.4)
+    whole.prune("across", 0.9)
     whole.steps(1)
     assert (once.keep, twice.channels) == ((1, 2, 3), 3)
     structure = json.loads(json.dumps(whole.garden.structure()))
@@ -185,7 +169,7 @@ def test_after_several_prunings_it_is_written_down_rebuilt_and_made_whole_again(
 @nested
 def test_the_last_head_stays() -> None:
     trained = run()
-    prune(trained, FIRST, 0.99)
+    trained.prune(FIRST, 0.99)
     assert trained.model.get_submodule(FIRST).num_heads == 1
     trained.steps(1)
     with pytest.raises(SeedRefused, match="which has one head only"):
@@ -211,8 +195,8 @@ def test_a_gate_that_refuses_leaves_every_bit_as_it_was() -> None:
 @nested
 def test_the_model_can_be_copied_and_pickled_and_other_layers_traced_as_before(tmp_path) -> None:
     trained = run()
-    prune(trained, FIRST, 0.5)
-    prune(trained, "across", 0.5)
+    trained.prune(FIRST, 0.5)
+    trained.prune("across", 0.5)
     torch.save(trained.model, tmp_path / "model.pt")
     read = torch.load(tmp_path / "model.pt", weights_only=False)
     for same in (copy.deepcopy(trained.model), read):
@@ -253,7 +237,7 @@ def test_it_can_be_compiled_and_goes_on_when_more_heads_go() -> None:
     images = batch(5)[0]
     for target, fraction in [(FIRST, 0.3), (FIRST, 0.4), ("across", 0.5)]:
         compiled(images).sum().backward()
-        prune(trained, target, fraction)
+        trained.prune(target, fraction)
         for training in (True, False):
             model.train(training)
             torch.testing.assert_close(compiled(images), model(images), rtol=1e-5, atol=1e-6)
@@ -298,7 +282,7 @@ def test_a_seed_behind_it_lives_through_a_pruning_and_its_rollback() -> None:
     trained.do("START_TRAINING")
     trained.steps(11)
     whole = json.loads(json.dumps(trained.garden.structure()))
-    prune(trained, "across", 0.5)
+    trained.prune("across", 0.5)
     seed = model.across.tolaria_seed
     trained.steps(1)
     trained.do("START_GRAFTING")

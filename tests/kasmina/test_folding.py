@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.nn.utils.prune import identity
 
-from tests.kasmina.hosts import Training, batch
+from tests.kasmina.hosts import Training, output
 from tolaria_bus.kasmina import Garden, Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.*:FutureWarning")
@@ -37,25 +37,10 @@ class Net(nn.Module):
         return logits
 
 
-def output(model: nn.Module) -> Tensor:
-    model.eval()
-    with torch.no_grad():
-        found: Tensor = model(batch(5)[0])
-    model.train()
-    return found
-
-
 def fossilized(model: nn.Module, blueprint: str = "low_rank") -> tuple[bool, Tensor, Tensor]:
     """Whether the seed was folded, and the output before and after."""
     run = Training(model.train(), Garden(model, {"layer": ("linear", 8)}, limits=WIDE))
-    run.grow("a", blueprint, slot="layer")
-    run.do("START_TRAINING")
-    run.steps(12)
-    run.do("START_GRAFTING", blend_steps=4)
-    run.steps(4)
-    run.do("STABILIZE")
-    run.steps(2)
-    run.do("EVALUATE")
+    run.to_probation(blueprint, slot="layer")
     before = output(model)
     folded = run.do("FOSSILIZE").folded
     assert folded is (getattr(model.layer, "tolaria_seed", None) is None)

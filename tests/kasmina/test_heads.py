@@ -63,14 +63,6 @@ def run() -> Training:
     return trained
 
 
-def prune(trained: Training, fraction: float) -> Any:
-    plan = trained.garden.plan_prune("attention", fraction, {"impact": 1e6})
-    done = trained.garden.prune(plan, Moment(trained.position, held_out=trained.held_out))
-    for cut in done.narrowed:
-        trained.manager.narrow(cut.name, cut.dim, cut.keep)
-    return plan, done
-
-
 def output(model: nn.Module) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(batch(5)[0])
@@ -98,7 +90,7 @@ def test_the_rest_of_the_model_hears_what_it_would_with_the_heads_silenced() -> 
     silenced.load_state_dict(trained.model.state_dict())
     with torch.no_grad():
         silenced.attention.out.weight.view(8, 4, WIDTH)[:, gone] = 0.0
-    plan, done = prune(trained, 0.5)
+    plan, done = trained.prune("attention", 0.5)
     assert (plan.unit, plan.channels, sorted(set(range(4)) - set(plan.keep))) == ("heads", 4, gone)
     torch.testing.assert_close(output(trained.model), output(silenced), rtol=1e-5, atol=1e-6)
     assert done.removed == 2
@@ -114,7 +106,7 @@ def test_it_trains_on_with_the_state_of_what_stayed() -> None:
     trained = run()
     parameter = trained.model.get_parameter("attention.queries_keys.weight")
     before = trained.manager.optimizer.state[parameter]["exp_avg"].clone()
-    plan, _ = prune(trained, 0.3)
+    plan, _ = trained.prune("attention", 0.3)
     after = trained.manager.optimizer.state[parameter]["exp_avg"]
     stayed = before.view(2, 4, WIDTH, 8)[:, list(plan.keep)].reshape(-1, 8)
     assert torch.equal(after, stayed)
@@ -127,7 +119,7 @@ def test_a_model_with_fewer_heads_is_written_down_rebuilt_and_made_whole_again()
     whole = run()
     plain = whole.garden.structure()
     weights = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
-    prune(whole, 0.5)
+    whole.prune("attention", 0.5)
     structure = json.loads(json.dumps(whole.garden.structure()))
     model = Reads().train()
     fresh = Training(model, Garden(model))

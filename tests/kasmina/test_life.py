@@ -32,23 +32,12 @@ def stage(run: Training, seed_id: str = "a") -> str:
     return stage_name(run.garden.stage(seed_id))
 
 
-def to_probation(run: Training, blueprint: str, **options: Any) -> None:
-    run.grow("a", blueprint, **options)
-    run.do("START_TRAINING")
-    run.steps(12)
-    run.do("START_GRAFTING", blend_steps=4)
-    run.steps(4)
-    run.do("STABILIZE")
-    run.steps(2)
-    run.do("EVALUATE")
-
-
 @pytest.mark.parametrize("slot", [True, False], ids=["slot", "hook"])
 @pytest.mark.parametrize("kind", HOSTS)
 def test_a_seed_goes_the_whole_way_and_becomes_a_part_of_the_host(kind, slot) -> None:
     _, name, path, blueprint = HOSTS[kind]
     run = training(kind, slot=slot, limits=WIDE)
-    to_probation(run, blueprint, slot=name if slot else path)
+    run.to_probation(blueprint, slot=name if slot else path)
     run.do("FINE_TUNE")
     assert run.garden.task_weights() == {"a": 1.0}
     passed = run.do("FOSSILIZE")
@@ -167,7 +156,7 @@ def test_a_rising_loss_and_a_sick_gradient_close_their_gates() -> None:
 def test_a_culled_seed_leaves_nothing_behind_a_module_and_its_slot_is_closed_for_a_while() -> None:
     run = training("conv2d", slot=False, limits=WIDE)
     before = [name for name, _ in run.model.named_parameters()]
-    to_probation(run, "bottleneck", slot="0")
+    run.to_probation("bottleneck", slot="0")
     holder = run.model.get_submodule("0")
     seed: Any = holder.tolaria_seed
     refs = [weakref.ref(seed)]
@@ -240,7 +229,7 @@ def test_a_linear_seed_behind_a_linear_layer_is_folded_into_its_weights(
 ) -> None:
     run = training(kind, slot=False, limits=WIDE)
     names = [name for name, _ in run.model.named_parameters()]
-    to_probation(run, blueprint, slot=path)
+    run.to_probation(blueprint, slot=path)
     run.model.eval()
     with torch.no_grad():
         before = run.model(batch(1)[0])
@@ -260,7 +249,7 @@ def test_a_linear_seed_behind_a_linear_layer_is_folded_into_its_weights(
 def test_what_is_not_linear_or_not_to_be_folded_stays_as_a_module() -> None:
     for blueprint, fold in (("residual_mlp", 1), ("low_rank", 0)):
         run = training("linear", slot=False, limits=WIDE)
-        to_probation(run, blueprint, slot="1")
+        run.to_probation(blueprint, slot="1")
         assert not run.do("FOSSILIZE", fold=fold).folded
         assert run.model.get_submodule("1.tolaria_seed") is not None
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tests.kasmina.hosts import Training, batch
+from tests.kasmina.hosts import Training, output
 from tolaria_bus.kasmina import Garden, Moment, SeedRefused, SeedSlot
 
 
@@ -42,22 +42,6 @@ def run() -> Training:
     return trained
 
 
-def prune(trained: Training, target: str, fraction: float, impact: float = 1e6) -> Any:
-    plan = trained.garden.plan_prune(target, fraction, {"impact": impact})
-    done = trained.garden.prune(plan, Moment(trained.position, held_out=trained.held_out))
-    for cut in done.narrowed:
-        trained.manager.narrow(cut.name, cut.dim, cut.keep)
-    return plan, done
-
-
-def output(model: nn.Module) -> Tensor:
-    model.eval()
-    with torch.no_grad():
-        found: Tensor = model(batch(5)[0])
-    model.train()
-    return found
-
-
 def test_the_rest_of_the_model_hears_what_it_would_with_the_channels_silenced() -> None:
     trained = run()
     model: Any = trained.model
@@ -70,7 +54,7 @@ def test_the_rest_of_the_model_hears_what_it_would_with_the_channels_silenced() 
     silenced.load_state_dict(model.state_dict())
     with torch.no_grad():
         silenced.hidden.weight.view(10, 8, 4)[:, gone] = 0.0
-    _, done = prune(trained, "body", 0.5)
+    _, done = trained.prune("body", 0.5)
     torch.testing.assert_close(output(model), output(silenced), rtol=1e-5, atol=1e-6)
     assert done.removed == 4
     assert done.parameters == 4 * (6 * 9 + 1) + 4 * 2 + 10 * 16
@@ -88,13 +72,13 @@ def test_it_trains_on_with_the_state_of_what_stayed(target) -> None:
     trained = run()
     parameter = trained.model.get_parameter(f"{target}.weight")
     before = trained.manager.optimizer.state[parameter]["exp_avg"].clone()
-    plan, _ = prune(trained, target, 0.3)
+    plan, _ = trained.prune(target, 0.3)
     after = trained.manager.optimizer.state[parameter]["exp_avg"]
     assert torch.equal(after, before[list(plan.keep)])
     weights = parameter.detach().clone()
     trained.steps(2)
     assert not torch.equal(parameter, weights)
-    prune(trained, target, 0.3)
+    trained.prune(target, 0.3)
     trained.steps(1)
 
 
@@ -119,8 +103,8 @@ def test_a_pruned_model_is_written_down_rebuilt_and_made_whole_again() -> None:
     weights = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
     state = whole.manager.export()
     first = {name: tensor.clone() for name, tensor in state[0].items()}
-    prune(whole, "body", 0.5)
-    prune(whole, "body", 0.3)
+    whole.prune("body", 0.5)
+    whole.prune("body", 0.3)
     whole.garden.germinate(whole.garden.plan_germinate("a", "low_rank", slot="hidden"), seed=0)
     structure = json.loads(json.dumps(whole.garden.structure()))
     model = Net().train()
@@ -201,7 +185,7 @@ def test_an_empty_slot_becomes_narrower_with_its_channels_and_wide_again() -> No
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = trained.manager.export()
     first = {name: tensor.clone() for name, tensor in state[0].items()}
-    _, done = prune(trained, "stem", 0.5)
+    _, done = trained.prune("stem", 0.5)
     assert (model.slot.features, model.body.in_channels, done.removed) == (3, 3, 3)
     assert [view.features for view in trained.garden.slots() if view.name == "slot"] == [3]
     # What grows there now is as wide as the slot.
@@ -233,7 +217,7 @@ def test_a_seed_of_one_name_in_a_slot_of_another_width_is_another_seed() -> None
     wide = json.loads(json.dumps(trained.garden.structure()))
     trained.do("CULL")
     trained.garden.rebuild({**wide, "seeds": []})
-    prune(trained, "stem", 0.5)
+    trained.prune("stem", 0.5)
     trained.grow("a", "residual_conv", slot="slot")
     rebuilt = trained.garden.rebuild(wide)
     assert list(rebuilt.removed) == ["a"]
@@ -246,5 +230,5 @@ def test_a_layer_with_a_seed_behind_it_is_not_pruned_and_others_are() -> None:
     trained.grow("a", "low_rank", slot="body")
     with pytest.raises(SeedRefused, match="the seed 'a' grows behind body"):
         trained.garden.plan_prune("body", 0.5)
-    prune(trained, "hidden", 0.5)
+    trained.prune("hidden", 0.5)
     trained.steps(1)
