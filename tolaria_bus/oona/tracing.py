@@ -11,8 +11,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from tolaria_bus.leyline import MessagePriority, TelemetryEvent, TelemetryLevel, TelemetryPacket
-from tolaria_bus.oona.sealing import new_message_id, seal
+from tolaria_bus.leyline import MessagePriority, TelemetryLevel, TelemetryPacket
+from tolaria_bus.oona.event_packet import event_packet
+from tolaria_bus.oona.sealing import seal
 from tolaria_bus.oona.sending import STREAM_LENGTH
 from tolaria_bus.oona.streams import Streams, run_of
 from tolaria_bus.oona.trust import KeyRing
@@ -61,23 +62,14 @@ class Tracer:
         priority: MessagePriority.ValueType,
     ) -> TelemetryPacket:
         told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        level = TelemetryLevel.TELEMETRY_LEVEL_INFO
         attributes = {"by": self._by, "stream": self._dead, "count": str(sum(reasons.values()))}
         attributes |= {f"reason.{reason}": str(count) for reason, count in reasons.items()}
-        packet = TelemetryPacket(
-            packet_id=new_message_id(),
-            source_subsystem="oona",
-            level=level,
-            training_run_id=run,
+        return event_packet(
+            event,
+            f"by {self._by} in {self._dead}: {told}",
+            source="oona",
+            run=run,
+            level=TelemetryLevel.TELEMETRY_LEVEL_INFO,
             priority=priority,
-            events=[
-                TelemetryEvent(
-                    event_id=event,
-                    description=f"by {self._by} in {self._dead}: {told}",
-                    level=level,
-                    attributes=attributes,
-                )
-            ],
+            attributes=attributes,
         )
-        packet.timestamp.GetCurrentTime()
-        return packet

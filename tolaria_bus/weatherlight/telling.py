@@ -9,12 +9,11 @@ import structlog
 from tolaria_bus.leyline import (
     EmergencySignal,
     MessagePriority,
-    TelemetryEvent,
     TelemetryLevel,
     TelemetryPacket,
 )
 from tolaria_bus.oona.alone import OpenPublisher
-from tolaria_bus.oona.sealing import new_message_id
+from tolaria_bus.oona.event_packet import event_packet
 from tolaria_bus.oona.streams import Streams
 
 SOURCE: Final = "weatherlight"
@@ -126,21 +125,14 @@ def _packet(
     attributes: dict[str, object],
     message_id: str,
 ) -> TelemetryPacket:
-    packet = TelemetryPacket(
-        packet_id=message_id or new_message_id(),
-        source_subsystem=SOURCE,
+    return event_packet(
+        name,
+        description,
+        source=SOURCE,
+        run=run,
         level=level,
-        training_run_id=run,
         priority=priority,
-        global_step=step,
-        events=[
-            TelemetryEvent(
-                event_id=name,
-                description=description,
-                level=level,
-                attributes={key: str(value) for key, value in attributes.items()},
-            )
-        ],
+        attributes={key: str(value) for key, value in attributes.items()},
+        step=step,
+        packet_id=message_id,
     )
-    packet.timestamp.GetCurrentTime()
-    return packet

@@ -9,12 +9,11 @@ from structlog.typing import FilteringBoundLogger
 from tolaria_bus.leyline import (
     BusMessageType,
     MessagePriority,
-    TelemetryEvent,
     TelemetryLevel,
     TelemetryPacket,
 )
 from tolaria_bus.leyline.codec import short_name
-from tolaria_bus.oona.sealing import new_message_id
+from tolaria_bus.oona.event_packet import event_packet
 from tolaria_bus.worker.bridge import BusOutbound
 
 LOUD = frozenset(
@@ -77,17 +76,12 @@ def bus_event(
     loud = priority >= MessagePriority.MESSAGE_PRIORITY_HIGH
     level = TelemetryLevel.TELEMETRY_LEVEL_WARNING if loud else TelemetryLevel.TELEMETRY_LEVEL_INFO
     text = ", ".join(f"{key} {value}" for key, value in detail.items())
-    packet = TelemetryPacket(
-        packet_id=new_message_id(),
-        source_subsystem="oona",
+    return event_packet(
+        name,
+        text or name,
+        source="oona",
+        run=run,
         level=level,
-        training_run_id=run,
         priority=priority,
-        events=[
-            TelemetryEvent(
-                event_id=name, description=text or name, level=level, attributes=dict(detail)
-            )
-        ],
+        attributes=detail,
     )
-    packet.timestamp.GetCurrentTime()
-    return packet
